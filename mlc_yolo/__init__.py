@@ -1,0 +1,24 @@
+"""Detector training in which classification and localisation choose each other's samples."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Imported on first use: `import mlc_yolo` and `mlc-yolo --help` load neither torch nor ultralytics.
+_LAZY = {
+    "MLCYOLO": "mlc_yolo.engine.model",
+    "MLCTrainer": "mlc_yolo.engine.trainer",
+    "MLCValidator": "mlc_yolo.engine.validator",
+}
+
+__all__ = ["MLCYOLO", "MLCTrainer", "MLCValidator", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public class when it is first asked for."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'mlc_yolo' has no attribute '{name}'")

@@ -1,0 +1,65 @@
+"""Label assigners: who learns what, decided per task. `build_assigner` makes one from options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mlc_yolo.assigners.assignment import Assigner, Assignment, Predictions, Role, Targets, TaskAssignment
+from mlc_yolo.assigners.atss import ATSS
+from mlc_yolo.assigners.max_iou import MaxIoU
+from mlc_yolo.assigners.mutual_guidance import MutualGuidance
+from mlc_yolo.assigners.mutual_labeling import MutualLabeling
+from mlc_yolo.assigners.point_in_box import PointInBox
+from mlc_yolo.assigners.schedule import Schedule
+from mlc_yolo.assigners.task_aligned import TaskAligned
+
+__all__ = [
+    "ATSS",
+    "Assigner",
+    "Assignment",
+    "MaxIoU",
+    "MutualGuidance",
+    "MutualLabeling",
+    "PointInBox",
+    "Predictions",
+    "Role",
+    "Schedule",
+    "Targets",
+    "TaskAligned",
+    "TaskAssignment",
+    "build_assigner",
+]
+
+_CANDIDATES: dict[str, Callable[[], TaskAligned | PointInBox]] = {
+    "tal": TaskAligned,
+    "level": PointInBox,
+    "inside": lambda: PointInBox(levels="all"),
+}
+
+_ASSIGNERS: dict[str, Callable[[Mapping[str, Any]], Assigner]] = {
+    "tal": lambda options: TaskAligned(),
+    "max_iou": lambda options: MaxIoU(),
+    "fcos": lambda options: PointInBox(),
+    "atss": lambda options: ATSS(),
+    "mutual_guidance": lambda options: MutualGuidance(sigma=options["mg_sigma"], tasks=options["mg_tasks"]),
+    "mlc": lambda options: MutualLabeling(
+        baseline=_CANDIDATES[options["mlc_candidates"]](), alpha=options["mlc_alpha"], tasks=options["mlc_tasks"]
+    ),
+}
+
+
+def build_assigner(name: str, options: Mapping[str, Any]) -> Assigner:
+    """Return the assigner of that name, set up from checked options.
+
+    Args:
+        name: canonical name, as in `cfg/mlc.yaml`.
+        options: checked options of `cfg/mlc.yaml`, complete.
+
+    Returns:
+        A callable `(Predictions, Priors, Targets) -> Assignment`.
+
+    Raises:
+        KeyError: an unknown name.
+    """
+    return _ASSIGNERS[name](options)

@@ -1,0 +1,87 @@
+"""Adaptive training sample selection (Zhang et al., CVPR 2020, algorithm 1).
+
+1. On each level the `topk` priors whose centres are nearest to the object's centre are candidates. 2. The object's
+threshold is mean + standard deviation of its candidates' IoU. 3. Candidates at or above it whose centre lies inside
+the box are positive. 4. An anchor positive for several objects goes to the one it overlaps most.
+
+The standard deviation is the sample's (n - 1), as in the authors' code; the paper does not say.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlc_yolo.assigners.assignment import Assignment, Predictions, Targets, all_negative
+from mlc_yolo.assigners.candidates import Objects, Pairs, count_in_group, flatten_targets
+from mlc_yolo.assigners.claims import Claims, baseline_task
+from mlc_yolo.assigners.conflicts import keep_best
+from mlc_yolo.boxes import aligned_iou
+from mlc_yolo.priors import Priors
+
+
+class ATSS:
+    """Assign both tasks alike, by a threshold each object sets itself."""
+
+    def __init__(self, *, topk: int = 9) -> None:
+        """Set the assigner up.
+
+        Args:
+            topk: candidates per level and object.
+        """
+        self.topk = topk
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
+        batch, anchors = predictions.boxes.shape[:2]
+        objects = flatten_targets(targets)
+        if not len(objects) or not anchors:
+            task = all_negative(batch, anchors, predictions.boxes.device)
+            return Assignment(task, task)
+        claims = self.claims(priors, objects, batch=batch)
+        task = baseline_task(claims, objects, batch=batch, anchors=anchors)
+        return Assignment(task, task)
+
+    def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
+        """Return the positive pairs.
+
+        Args:
+            priors: A > 0 anchors.
+            objects: N > 0 objects.
+            batch: B.
+
+        Returns:
+            Claims with one object per anchor, all positive.
+        """
+        pairs = _nearest(priors, objects, self.topk)
+        box = objects.boxes[pairs.object]
+        iou = aligned_iou(box, priors.boxes[pairs.anchor])
+        above = iou >= _mean_plus_std(iou, pairs.object, len(objects))[pairs.object]
+        point = priors.points[pairs.anchor]
+        inside = ((point > box[:, :2]) & (point < box[:, 2:])).all(1)
+        candidates = above & inside
+        pairs, iou = pairs[candidates], iou[candidates]
+        kept = keep_best(pairs, objects, iou, batch=batch, anchors=len(priors))
+        return Claims(pairs[kept], kept[kept])
+
+
+def _nearest(priors: Priors, objects: Objects, topk: int) -> Pairs:
+    """Return each object's `topk` nearest anchors of every level, ordered by object."""
+    centres = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2
+    anchors = []
+    for level in priors.levels.unique():
+        (of_level,) = (priors.levels == level).nonzero(as_tuple=True)
+        offset = centres[:, None] - priors.points[of_level]
+        nearest = offset.square().sum(-1).topk(min(topk, len(of_level)), dim=1, largest=False).indices
+        anchors.append(of_level[nearest])
+    anchor = torch.cat(anchors, 1)
+    owner = torch.arange(len(objects), device=anchor.device)[:, None].expand_as(anchor)
+    return Pairs(owner.reshape(-1), anchor.reshape(-1))
+
+
+def _mean_plus_std(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Return mean + sample standard deviation of each group; the deviation of a single value is 0."""
+    size = count_in_group(group, num_groups)
+    mean = values.new_zeros(num_groups).index_add_(0, group, values) / size
+    squares = values.new_zeros(num_groups).index_add_(0, group, (values - mean[group]).square())
+    return mean + (squares / (size - 1).clamp(min=1)).sqrt()

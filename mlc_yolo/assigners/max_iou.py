@@ -1,0 +1,76 @@
+"""Static matching by the IoU of prior boxes, as RetinaNet, RPN and SSD do (RetinaNet, ICCV 2017, section 4).
+
+1. Each prior goes to the object it overlaps most. 2. IoU >= positive_iou is positive, [negative_iou, positive_iou)
+ignored, the rest negative. 3. Low-quality matches: the priors that overlap an object best are positive whatever their
+IoU, each for the object of step 1, which is torchvision's rule.
+
+Difference: an object that overlaps no prior forces nothing. torchvision's matcher finds every prior "best" for it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mlc_yolo.assigners.assignment import Assignment, Predictions, Targets, all_negative
+from mlc_yolo.assigners.candidates import Objects, flatten_targets, pairs_where
+from mlc_yolo.assigners.claims import Claims, baseline_task
+from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.boxes import pairwise_iou
+from mlc_yolo.priors import Priors
+
+
+class MaxIoU:
+    """Assign both tasks alike, by the IoU of prior and object."""
+
+    def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
+        """Set the assigner up.
+
+        Args:
+            positive_iou: from here on positive.
+            negative_iou: below here negative.
+            low_quality: force each object's best priors positive.
+
+        Raises:
+            ValueError: the thresholds are not 0 <= negative_iou <= positive_iou <= 1.
+        """
+        if not 0 <= negative_iou <= positive_iou <= 1:
+            raise ValueError(f"expected 0 <= negative_iou <= positive_iou <= 1, got {negative_iou} and {positive_iou}")
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+        self.low_quality = low_quality
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
+        batch, anchors = predictions.boxes.shape[:2]
+        objects = flatten_targets(targets)
+        if not len(objects) or not anchors:
+            task = all_negative(batch, anchors, predictions.boxes.device)
+            return Assignment(task, task)
+        claims = self.claims(priors, objects, batch=batch)
+        task = baseline_task(claims, objects, batch=batch, anchors=anchors)
+        return Assignment(task, task)
+
+    def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
+        """Return the positive and the ignored pairs.
+
+        Args:
+            priors: A > 0 anchors.
+            objects: N > 0 objects.
+            batch: B.
+
+        Returns:
+            Claims with one object per anchor.
+        """
+        iou = pairwise_iou(objects.boxes, priors.boxes)
+        pairs = pairs_where(iou > 0)
+        values = iou[pairs.object, pairs.anchor]
+        positive = values >= self.positive_iou
+        if self.low_quality:
+            is_best = values == iou.amax(1)[pairs.object]
+            key = anchor_key(pairs, objects, len(priors))
+            forced = torch.zeros(batch * len(priors), dtype=torch.bool, device=key.device)
+            forced[key[is_best]] = True
+            positive |= forced[key]
+        kept = keep_best(pairs, objects, values, batch=batch, anchors=len(priors))
+        kept &= positive | (values >= self.negative_iou)
+        return Claims(pairs[kept], positive[kept])

@@ -1,0 +1,152 @@
+"""Mutual Guidance (Zhang et al., ACCV 2020, sections 3.1 and 3.2): each task's samples are chosen by the other's output.
+
+For the N objects and A priors of a batch:
+1. Three qualities per pair: IoU(object, prior); IoU(object, decoded box); amplified = IoU(object, prior)^((sigma - p) /
+   sigma), p the score of the object's class (eq. 1).
+2. In each of them apart, every object's best prior is set to 1; then each prior keeps only its best object, ties going
+   to the lower one.
+3. Per object, counted on the prior IoU after step 2: Np = how many reach 0.5, Np + Ni = how many reach 0.4.
+4. Localize to classify: the object's Np best decoded boxes are positive for classification, the next Ni ignored.
+   Classify to localize: its Np best amplified pairs are positive for localisation.
+5. Only pairs of non-zero quality count, so that an object may end with fewer than Np.
+
+A task that is not guided keeps step 3's static matching. Step 5 and the exception of step 2 for objects that overlap
+nothing are ours; the authors' first code promoted such pairs. Effect on accuracy: not measured.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, TaskAssignment, all_negative
+from mlc_yolo.assigners.candidates import (
+    Objects,
+    Pairs,
+    count_in_group,
+    flatten_targets,
+    pairs_where,
+    rank_in_group,
+    to_task,
+)
+from mlc_yolo.assigners.conflicts import keep_best
+from mlc_yolo.boxes import aligned_iou, pairwise_iou
+from mlc_yolo.priors import Priors
+
+
+class MutualGuidance:
+    """Assign each task by the quality of the other's predictions."""
+
+    def __init__(
+        self,
+        *,
+        sigma: float = 2.0,
+        tasks: Literal["both", "l2c", "c2l"] = "both",
+        positive_iou: float = 0.5,
+        negative_iou: float = 0.4,
+    ) -> None:
+        """Set the assigner up.
+
+        Args:
+            sigma: amplification of eq. 1, above 1; the smaller, the stronger.
+            tasks: "l2c" guides classification only, "c2l" localisation only.
+            positive_iou: prior IoU that counts for Np.
+            negative_iou: prior IoU that counts for Np + Ni.
+
+        Raises:
+            ValueError: a value outside its domain.
+        """
+        if not sigma > 1:
+            raise ValueError(f"sigma={sigma} must be above 1, or eq. 1 has no positive exponent; the paper uses 2")
+        if tasks not in ("both", "l2c", "c2l"):
+            raise ValueError(f"tasks={tasks!r} must be 'both', 'l2c' or 'c2l'")
+        if not 0 < negative_iou <= positive_iou <= 1:
+            raise ValueError(f"expected 0 < negative_iou <= positive_iou <= 1, got {negative_iou} and {positive_iou}")
+        self.sigma = sigma
+        self.tasks = tasks
+        self.positive_iou = positive_iou
+        self.negative_iou = negative_iou
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
+        batch, anchors = predictions.boxes.shape[:2]
+        objects = flatten_targets(targets)
+        if not len(objects) or not anchors:
+            task = all_negative(batch, anchors, predictions.boxes.device)
+            return Assignment(task, task)
+
+        iou = pairwise_iou(objects.boxes, priors.boxes)
+        near = pairs_where(iou > 0)
+        prior_iou = iou[near.object, near.anchor]
+        static = _contend(near, prior_iou, objects, batch, anchors)
+        owner, value = static[0].object, static[1]
+        num_positive = count_in_group(owner[value >= self.positive_iou], len(objects))
+        num_ignored = count_in_group(owner[value >= self.negative_iou], len(objects)) - num_positive
+
+        classify = localize = static
+        if self.tasks != "c2l":
+            classify = _contend(*self._regressed(predictions, objects), objects, batch, anchors)
+        if self.tasks != "l2c":
+            score = predictions.scores[objects.image[near.object], near.anchor, objects.labels[near.object]]
+            localize = _contend(near, amplified_iou(prior_iou, score, sigma=self.sigma), objects, batch, anchors)
+        return Assignment(
+            self._task(classify, num_positive, num_ignored, objects, batch, anchors),
+            self._task(localize, num_positive, torch.zeros_like(num_ignored), objects, batch, anchors),
+        )
+
+    @staticmethod
+    def _regressed(predictions: Predictions, objects: Objects) -> tuple[Pairs, Tensor]:
+        """Return the pairs whose decoded box touches the object, and that IoU."""
+        boxes = predictions.boxes[objects.image]
+        left_top = torch.maximum(boxes[..., :2], objects.boxes[:, None, :2])
+        right_bottom = torch.minimum(boxes[..., 2:], objects.boxes[:, None, 2:])
+        pairs = pairs_where((left_top < right_bottom).all(-1))
+        return pairs, aligned_iou(boxes[pairs.object, pairs.anchor], objects.boxes[pairs.object])
+
+    @staticmethod
+    def _task(
+        matched: tuple[Pairs, Tensor],
+        num_positive: Tensor,
+        num_ignored: Tensor,
+        objects: Objects,
+        batch: int,
+        anchors: int,
+    ) -> TaskAssignment:
+        """Label the best Np pairs of each object positive and the next Ni ignored."""
+        pairs, value = matched
+        rank = rank_in_group(value, pairs.object, len(objects))
+        limit = num_positive[pairs.object]
+        taken = rank < limit + num_ignored[pairs.object]
+        pairs, positive = pairs[taken], (rank < limit)[taken]
+        role = torch.where(positive, int(Role.POSITIVE), int(Role.IGNORED)).to(torch.int8)
+        ones = torch.ones_like(role, dtype=torch.float32)
+        return to_task(objects, pairs, role=role, weight=ones, quality=ones, batch=batch, anchors=anchors)
+
+
+def amplified_iou(iou: Tensor, score: Tensor, *, sigma: float = 2.0) -> Tensor:
+    """Raise the prior IoU where the class score is high (eq. 1).
+
+    Args:
+        iou: any shape, in [0, 1].
+        score: same shape, class score in [0, 1].
+        sigma: above 1.
+
+    Returns:
+        Same shape, in [iou, 1]; equals `iou` where the score is 0.
+
+    Example:
+        >>> amplified_iou(torch.tensor([0.25]), torch.tensor([1.0]), sigma=2.0)
+        tensor([0.5000])
+    """
+    return iou.float().pow((sigma - score.float()) / sigma)
+
+
+def _contend(pairs: Pairs, values: Tensor, objects: Objects, batch: int, anchors: int) -> tuple[Pairs, Tensor]:
+    """Step 2: force each object's best pair to 1, then keep each prior's best object; drop pairs of quality 0."""
+    alive = values > 0
+    pairs, values = pairs[alive], values[alive]
+    values = torch.where(rank_in_group(values, pairs.object, len(objects)) == 0, 1.0, values)
+    kept = keep_best(pairs, objects, values, batch=batch, anchors=anchors)
+    return pairs[kept], values[kept]

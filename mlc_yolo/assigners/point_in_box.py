@@ -1,0 +1,74 @@
+"""Static matching of anchor points (FCOS, ICCV 2019, sections 3.1 and 3.2).
+
+1. A point inside a box is a candidate if the box's farthest side suits its level (`in_level_range`). 2. A point inside
+several boxes goes to the smallest; equal areas to the lower object. 3. The rest are negative; nothing is ignored.
+
+`levels="all"` keeps the candidates of other levels too and calls them ignored: the reading of MLC section 3.1 in which
+"all samples located inside the ground-truth boxes" take part in mutual labelling.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from mlc_yolo.assigners.assignment import Assignment, Predictions, Targets, all_negative
+from mlc_yolo.assigners.candidates import Objects, flatten_targets, in_level_range, inside_box, pairs_where
+from mlc_yolo.assigners.claims import Claims, baseline_task
+from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.boxes import box_area
+from mlc_yolo.priors import Priors
+
+
+class PointInBox:
+    """Assign both tasks alike, by where the anchor point lies."""
+
+    def __init__(self, *, levels: Literal["range", "all"] = "range") -> None:
+        """Set the assigner up.
+
+        Args:
+            levels: "range" claims points of the responsible level only, "all" adds the others as ignored.
+
+        Raises:
+            ValueError: another value.
+        """
+        if levels not in ("range", "all"):
+            raise ValueError(f"levels={levels!r} must be 'range' or 'all'")
+        self.levels = levels
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
+        batch, anchors = predictions.boxes.shape[:2]
+        objects = flatten_targets(targets)
+        if not len(objects) or not anchors:
+            task = all_negative(batch, anchors, predictions.boxes.device)
+            return Assignment(task, task)
+        claims = self.claims(priors, objects, batch=batch)
+        task = baseline_task(claims, objects, batch=batch, anchors=anchors)
+        return Assignment(task, task)
+
+    def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
+        """Return the positive pairs and, with levels="all", the ignored ones.
+
+        Args:
+            priors: A > 0 anchors.
+            objects: N > 0 objects.
+            batch: B.
+
+        Returns:
+            Claims with one object per anchor.
+        """
+        pairs = pairs_where(inside_box(objects.boxes, priors.points))
+        suits = in_level_range(pairs, objects, priors)
+        if self.levels == "range":
+            pairs, positive = pairs[suits], suits[suits]
+        else:
+            # What the baseline trains comes first: an ignored claim never takes an anchor from a positive one.
+            key = anchor_key(pairs, objects, len(priors))
+            has_positive = torch.zeros(batch * len(priors), dtype=torch.bool, device=key.device)
+            has_positive[key[suits]] = True
+            competes = suits | ~has_positive[key]
+            pairs, positive = pairs[competes], suits[competes]
+        smallest = keep_best(pairs, objects, -box_area(objects.boxes)[pairs.object], batch=batch, anchors=len(priors))
+        return Claims(pairs[smallest], positive[smallest])

@@ -1,0 +1,132 @@
+"""Task-aligned assignment (TOOD, ICCV 2021, section 3.2), as Ultralytics trains YOLO with.
+
+1. Candidates of an object are the anchor points inside its box; boxes narrower than the second stride are widened to
+   it. 2. metric = score^0.5 * CIoU^6, CIoU clamped at 0. 3. The 10 best candidates of each object claim their anchors.
+4. An anchor claimed twice goes to the object it overlaps most, among all that contain it. 5. The soft target is the
+   metric, rescaled per object so that its largest value is the object's largest CIoU.
+
+The same selection and targets as `ultralytics.utils.tal.TaskAlignedAssigner` (a test compares them), but worked on the
+pairs inside boxes. Difference: a pair whose metric is 0 is never positive, where upstream may fill up to 10 with such
+pairs, which then train nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, all_negative
+from mlc_yolo.assigners.candidates import Objects, Pairs, flatten_targets, inside_box, pairs_where, rank_in_group, to_task
+from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.boxes import aligned_ciou
+from mlc_yolo.priors import Priors
+
+
+@dataclass(frozen=True)
+class AlignedClaims:
+    """Candidates that won their anchor: each anchor of an image in at most one pair.
+
+    Attributes:
+        pairs: P pairs.
+        rank: (P,) int64, place among its object's candidates by the metric, 0 the best.
+        metric: (P,) float32 > 0.
+        overlap: (P,) float32, CIoU clamped at 0.
+    """
+
+    pairs: Pairs
+    rank: Tensor
+    metric: Tensor
+    overlap: Tensor
+
+    def quality(self, positive: Tensor, num_objects: int) -> Tensor:
+        """Return the soft target, metric / max metric * max overlap over each object's positives.
+
+        Args:
+            positive: (P,) bool.
+            num_objects: N.
+
+        Returns:
+            (P,) float32 in [0, 1], 0 where not positive.
+        """
+        metric, overlap = self.metric * positive, self.overlap * positive
+        top = metric.new_zeros((2, num_objects))
+        top[0].scatter_reduce_(0, self.pairs.object, metric, "amax")
+        top[1].scatter_reduce_(0, self.pairs.object, overlap, "amax")
+        best_metric, best_overlap = top[:, self.pairs.object]
+        return metric * best_overlap / (best_metric + 1e-9)
+
+
+class TaskAligned:
+    """Assign both tasks alike, by the alignment of what the anchor predicts."""
+
+    def __init__(self, *, topk: int = 10, alpha: float = 0.5, beta: float = 6.0) -> None:
+        """Set the assigner up.
+
+        Args:
+            topk: positives an object may claim.
+            alpha: exponent of the class score.
+            beta: exponent of the CIoU.
+        """
+        self.topk = topk
+        self.alpha = alpha
+        self.beta = beta
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
+        batch, anchors = predictions.boxes.shape[:2]
+        objects = flatten_targets(targets)
+        if not len(objects) or not anchors:
+            task = all_negative(batch, anchors, predictions.boxes.device)
+            return Assignment(task, task)
+        claims = self.claims(predictions, priors, objects, topk=self.topk)
+        positive = torch.ones_like(claims.rank, dtype=torch.bool)
+        task = to_task(
+            objects,
+            claims.pairs,
+            role=torch.full_like(claims.rank, Role.POSITIVE, dtype=torch.int8),
+            weight=torch.ones_like(claims.metric),
+            quality=claims.quality(positive, len(objects)),
+            batch=batch,
+            anchors=anchors,
+        )
+        return Assignment(task, task)
+
+    def claims(self, predictions: Predictions, priors: Priors, objects: Objects, *, topk: int) -> AlignedClaims:
+        """Return the `topk` best candidates of each object, conflicts resolved.
+
+        Args:
+            predictions: scores and boxes of the batch.
+            priors: A > 0 anchors.
+            objects: N > 0 objects.
+            topk: candidates per object before conflicts.
+
+        Returns:
+            The winning pairs.
+        """
+        batch, anchors = predictions.boxes.shape[:2]
+        pairs = pairs_where(inside_box(_widened(objects.boxes, priors), priors.points))
+        image = objects.image[pairs.object]
+        scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
+        overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
+        metric = scores.pow(self.alpha) * overlap.pow(self.beta)
+
+        rank = rank_in_group(metric, pairs.object, len(objects))
+        claimed = (rank < topk) & (metric > 0)
+        key = anchor_key(pairs, objects, anchors)
+        claims_of_anchor = torch.zeros(batch * anchors, dtype=torch.int64, device=key.device)
+        claims_of_anchor.index_add_(0, key, claimed.long())
+        contested = claims_of_anchor[key] > 1
+        # The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
+        won = contested & keep_best(pairs, objects, overlap, batch=batch, anchors=anchors)
+        kept = torch.where(contested, won, claimed)
+        return AlignedClaims(pairs[kept], rank[kept], metric[kept], overlap[kept])
+
+
+def _widened(boxes: Tensor, priors: Priors) -> Tensor:
+    """Widen sides below the second stride to it, about the box centre, so that small objects keep candidates."""
+    minimum = torch.where(priors.levels == priors.levels.amax().clamp(max=1), priors.strides, torch.inf).amin()
+    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    half = torch.maximum(size, minimum) / 2
+    return torch.cat((centre - half, centre + half), 1)

@@ -1,0 +1,94 @@
+"""Axis-aligned boxes: areas and the IoU family, always in float32.
+
+Boxes are xyxy in input pixels. `pairwise_*` compares every row of one set with every row of the other,
+`aligned_*` compares row with row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """Return areas in px^2; a reversed box has area 0.
+
+    Args:
+        boxes: (..., 4) xyxy.
+
+    Returns:
+        (...) float32, >= 0.
+
+    Example:
+        >>> box_area(torch.tensor([[0.0, 0.0, 2.0, 3.0]]))
+        tensor([6.])
+    """
+    sides = (boxes[..., 2:].float() - boxes[..., :2].float()).clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def aligned_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the IoU of matching rows; 0 where both boxes are empty.
+
+    Args:
+        first: (P, 4) xyxy.
+        second: (P, 4) xyxy.
+
+    Returns:
+        (P,) float32 in [0, 1].
+
+    Example:
+        >>> aligned_iou(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]]))
+        tensor([0.3333])
+    """
+    first, second = first.float(), second.float()
+    overlap = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    return _ratio(intersection, box_area(first) + box_area(second) - intersection)
+
+
+def pairwise_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the IoU of every pair; 0 where both boxes are empty.
+
+    Args:
+        first: (M, 4) xyxy.
+        second: (A, 4) xyxy.
+
+    Returns:
+        (M, A) float32 in [0, 1].
+    """
+    first, second = first.float(), second.float()
+    width = torch.minimum(first[:, None, 2], second[:, 2]) - torch.maximum(first[:, None, 0], second[:, 0])
+    height = torch.minimum(first[:, None, 3], second[:, 3]) - torch.maximum(first[:, None, 1], second[:, 1])
+    intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    return _ratio(intersection, box_area(first)[:, None] + box_area(second) - intersection)
+
+
+def aligned_ciou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """Return the complete IoU of matching rows (Zheng et al., AAAI 2020, eq. 10), as Ultralytics computes it.
+
+    Args:
+        first: (P, 4) xyxy.
+        second: (P, 4) xyxy.
+        eps: added to heights and denominators.
+
+    Returns:
+        (P,) float32 in (-2, 1].
+    """
+    first, second = first.float(), second.float()
+    w1, h1 = first[..., 2] - first[..., 0], first[..., 3] - first[..., 1] + eps
+    w2, h2 = second[..., 2] - second[..., 0], second[..., 3] - second[..., 1] + eps
+    overlap = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
+    intersection = overlap[..., 0] * overlap[..., 1]
+    iou = intersection / (w1 * h1 + w2 * h2 - intersection + eps)
+    enclosing = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
+    diagonal = enclosing.square().sum(-1) + eps
+    offset = (second[..., :2] + second[..., 2:] - first[..., :2] - first[..., 2:]).square().sum(-1) / 4
+    aspect = (4 / math.pi**2) * (torch.atan(w2 / h2) - torch.atan(w1 / h1)).square()
+    return iou - (offset / diagonal + aspect * aspect / (aspect - iou + (1 + eps)))
+
+
+def _ratio(intersection: Tensor, union: Tensor) -> Tensor:
+    return torch.where(union > 0, intersection / union.clamp(min=torch.finfo(torch.float32).tiny), 0.0)

@@ -1,0 +1,214 @@
+"""The command line: `mlc-yolo MODE key=value ...`, parsed and reported as Ultralytics' own.
+
+Nothing heavy is imported before a mode is chosen, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlc_yolo import __version__
+
+MODES = ("train", "val", "predict", "track", "export", "benchmark", "tune")
+OWN_MODES = ("assignments", "demo")
+SPECIAL = ("help", "version", "checks", "settings", "cfg")
+
+USAGE = """
+    mlc-yolo MODE key=value ...
+
+    MODE  train, val, predict, track, export, benchmark, tune   as in Ultralytics, with the options below
+          assignments   draw which anchors each task trains as positive, under two assigners side by side
+          demo          train, validate and predict on the built-in demo set
+
+    1. Train with mutual labelling and a predicted IoU
+        mlc-yolo train model=yolo11n.yaml data=mine.yaml assigner=mlc epochs=100 imgsz=640
+
+    2. Validate any checkpoint, stock ones too
+        mlc-yolo val model=runs/detect/train/weights/best.pt data=mine.yaml coco_eval=True
+
+    3. Predict, or write a checkpoint that plain Ultralytics loads without this package
+        mlc-yolo predict model=best.pt source=photos/
+        mlc-yolo export model=best.pt format=stock
+
+    4. See who learns what
+        mlc-yolo assignments model=best.pt data=mine.yaml assigner=tal,mlc
+
+    Every argument of Ultralytics works (https://docs.ultralytics.com/usage/cfg). Options of mlc-yolo:
+"""
+
+
+class UsageError(Exception):
+    """A command line that cannot be run; its text is all the user needs."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; default `sys.argv[1:]`.
+
+    Returns:
+        Exit status: 0, 1 for Ctrl-C, or 2 for a command line that cannot be run.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    word = arguments[0].lstrip("-").lower() if arguments else "help"
+    if word in {"help", "h"}:
+        print(USAGE + options_help())
+        return 0
+    if word in {"version", "v"}:
+        print(__version__)
+        return 0
+    if word in {"checks", "settings", "cfg"}:
+        return _special(word, arguments[1:])
+    try:
+        mode, overrides = parse(arguments)
+    except UsageError as error:
+        print(f"mlc-yolo: {error}\nRun 'mlc-yolo help' for the modes and options.", file=sys.stderr)
+        return 2
+    try:
+        _run(mode, overrides)
+    except KeyboardInterrupt:
+        print("\nmlc-yolo: stopped.", _resume_hint(mode), file=sys.stderr)
+        return 1
+    return 0
+
+
+def options_help() -> str:
+    """Return our options, a line each: name, default, values, purpose."""
+    from mlc_yolo.engine.options import specifications
+
+    lines = []
+    for name, spec in specifications().items():
+        default = "" if spec["default"] is None else spec["default"]
+        values = " | ".join(spec["choices"]) if "choices" in spec else spec["type"]
+        lines.append(f"      {f'{name}={default}':<24}{values}\n{'':30}{spec['help']}")
+    return "\n".join(lines) + "\n"
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Turn words into a mode and its arguments, all names and all values of ours checked.
+
+    Args:
+        arguments: words of the command line.
+
+    Returns:
+        mode and arguments by name.
+
+    Raises:
+        UsageError: unknown word, name or value; the nearest known ones are named.
+    """
+    from ultralytics.cfg import DEFAULT_CFG_DICT, TASKS, merge_equals_args, parse_key_value_pair
+
+    from mlc_yolo.engine import options
+
+    known = {**DEFAULT_CFG_DICT, **options.defaults()}
+    known |= dict.fromkeys(("half", "int8", "end2end", "iterations", "space", "use_ray", "count", "save_dir"))
+    words = (*MODES, *OWN_MODES, *SPECIAL, *TASKS)
+    overrides: dict[str, Any] = {}
+    mode = None
+    try:
+        merged = merge_equals_args(list(arguments))
+    except SyntaxError as error:
+        raise UsageError(str(error)) from error
+    for word in merged:
+        word = word.removeprefix("--").removesuffix(",")
+        if "=" in word:
+            name, value = _pair(word, parse_key_value_pair)
+            if name not in known:
+                raise UsageError(f"'{name}' is not an argument.{_nearest(name, known)}")
+            overrides |= _read_cfg(value) if name == "cfg" and value else {name: value}
+        elif word in MODES or word in OWN_MODES:
+            mode = word
+        elif word in TASKS:
+            overrides["task"] = word
+        elif word in known and (isinstance(known[word], bool) or word in {"half", "int8", "end2end", "nms"}):
+            overrides[word] = True
+        elif word in known:
+            raise UsageError(f"'{word}' needs a value: {word}={known[word]}")
+        else:
+            raise UsageError(f"'{word}' is not a mode or argument.{_nearest(word, [*words, *known])}")
+    if "mode" in overrides:
+        mode = overrides.pop("mode")
+    if mode not in (*MODES, *OWN_MODES):
+        listed = ", ".join((*MODES, *OWN_MODES))
+        raise UsageError(f"expected a mode first, one of {listed}" + (f"; got '{mode}'" if mode else ""))
+    ours, _ = options.split(overrides)
+    if mode == "assignments":
+        ours.pop("assigner", None)  # takes a list there, and checks it itself
+    try:
+        overrides.update(options.check(ours))
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    return str(mode), overrides
+
+
+def _run(mode: str, overrides: dict[str, Any]) -> None:
+    from ultralytics.utils import ASSETS, LOGGER
+
+    if mode == "demo":
+        from mlc_yolo.demo import run_demo
+
+        run_demo(**overrides)
+        return
+    from mlc_yolo.engine.model import MLCYOLO
+
+    name = overrides.pop("model", None)
+    if name is None:
+        name = "yolo11n.yaml"
+        LOGGER.warning(f"'model' argument is missing. Using default 'model={name}'.")
+    model = MLCYOLO(name, task=overrides.pop("task", None))
+    if mode in {"predict", "track"} and "source" not in overrides:
+        overrides["source"] = ASSETS
+        LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
+    if mode == "export" and "format" not in overrides:
+        overrides["format"] = "torchscript"
+        LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")
+    getattr(model, mode)(**overrides)
+
+
+def _special(word: str, rest: list[str]) -> int:
+    from ultralytics.cfg import DEFAULT_CFG_PATH, handle_yolo_settings
+    from ultralytics.utils import YAML, checks
+
+    from mlc_yolo.engine import options
+
+    actions: dict[str, Callable[[], Any]] = {
+        "checks": checks.collect_system_info,
+        "settings": lambda: handle_yolo_settings(rest),
+        "cfg": lambda: (YAML.print(DEFAULT_CFG_PATH), YAML.print(options.defaults())),
+    }
+    actions[word]()
+    return 0
+
+
+def _pair(word: str, parser: Callable[[str], tuple[str, Any]]) -> tuple[str, Any]:
+    try:
+        return parser(word)
+    except (AssertionError, SyntaxError, ValueError, NameError) as error:
+        raise UsageError(f"cannot read '{word}': {error}. Write key=value") from error
+
+
+def _read_cfg(path: Any) -> dict[str, Any]:
+    from ultralytics.utils import YAML
+
+    if not Path(path).is_file():
+        raise UsageError(f"cfg={path}: no such file")
+    return {name: value for name, value in YAML.load(path).items() if name != "cfg"}
+
+
+def _nearest(word: str, known: Any) -> str:
+    from difflib import get_close_matches
+
+    matches = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+
+
+def _resume_hint(mode: str) -> str:
+    return "Go on with: mlc-yolo train resume model=path/to/weights/last.pt" if mode == "train" else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

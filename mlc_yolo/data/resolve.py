@@ -1,0 +1,178 @@
+"""From a `data=` argument to something Ultralytics reads; sets that are drawn are drawn here, once, into the cache.
+
+A drawn set is written to a folder beside its final one and renamed when complete, so a set is there whole or not at
+all: an interrupted run leaves nothing that is taken for a set, and of several processes that draw at once the first to
+finish provides the set and the others use it. A manifest of SHA-256 sums is checked at each use; a damaged set is drawn
+again. The folder's name holds a hash of the parameters and of the generator's version.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlc_yolo.data import demo
+from mlc_yolo.resources import resource_dir
+
+DEFAULT = "demo.yaml"
+MANIFEST = "manifest.json"
+ABANDONED = 3600.0  # s; an unfinished folder this old belongs to a process that was killed
+
+
+def resolve_data(data: str | Path | None) -> str:
+    """Find the data set that a `data=` argument means, and draw it first if it is a drawn one.
+
+    Args:
+        data: an existing path; the name of a YAML in our `datasets/` folder, with or without ".yaml"; None for the demo
+            set, which is said in the log; or anything else that Ultralytics knows.
+
+    Returns:
+        What to hand to Ultralytics: the absolute path of a drawn set's data.yaml, the path of one of our YAMLs, or
+        `data` itself.
+
+    Raises:
+        ValueError: a YAML names a generator that does not exist or gives it wrong parameters.
+        OSError: the cache folder cannot be written; the message names MLC_YOLO_CACHE.
+
+    Example:
+        >>> resolve_data("coco8.yaml")
+        'coco8.yaml'
+    """
+    if data is None:
+        from ultralytics.utils import LOGGER
+
+        LOGGER.info(
+            "No data given: using the demo set (data=demo.yaml). For images of your own: data=path/to/your.yaml"
+        )
+        data = resource_dir("datasets") / DEFAULT
+    path = Path(data)
+    if not path.exists() and path.name == str(data):  # a bare name
+        ours = resource_dir("datasets") / (path.name if path.suffix else f"{path.name}.yaml")
+        path = ours if ours.is_file() else path
+    if not path.exists():
+        return str(data)
+    if path.suffix in {".yaml", ".yml"} and path.is_file():
+        try:
+            settings = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
+        except yaml.YAMLError:  # Ultralytics mends some and reports the others
+            settings = None
+        if isinstance(settings, dict) and "generator" in settings:
+            return str(generated(demo_spec(settings, path)))
+    return str(path)
+
+
+def demo_spec(settings: dict[str, Any], source: Path) -> demo.DemoSpec:
+    """Read the parameters of a demo set from its YAML.
+
+    Args:
+        settings: the YAML's content: `generator: demo`, `names` as list or mapping, any of `DemoSpec`'s other fields.
+        source: where it was read, for messages.
+
+    Raises:
+        ValueError: another generator, an unknown key, or a value out of its domain.
+    """
+    rest = dict(settings)
+    generator, names, nc = rest.pop("generator"), rest.pop("names", None), rest.pop("nc", None)
+    if generator != "demo":
+        raise ValueError(f"{source}: the only generator is 'demo'; got {generator!r}.")
+    known = set(demo.DemoSpec.__dataclass_fields__) - {"names"}
+    if unknown := sorted(set(rest) - known, key=str):
+        raise ValueError(f"{source}: generator 'demo' takes {', '.join(sorted(known))}, names and nc; got {unknown}.")
+    if isinstance(names, dict):
+        if sorted(names) != list(range(len(names))):
+            raise ValueError(f"{source}: names must be numbered 0..{len(names) - 1}; got {sorted(names)}.")
+        names = [names[label] for label in range(len(names))]
+    if names is not None:
+        rest["names"] = tuple(names)
+    try:
+        spec = demo.DemoSpec(**rest)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    if nc not in (None, len(spec.names)):
+        raise ValueError(f"{source}: nc is {nc} but there are {len(spec.names)} names.")
+    return spec
+
+
+def cache_dir() -> Path:
+    """Where drawn sets are kept: $MLC_YOLO_CACHE, else $XDG_CACHE_HOME/mlc-yolo, else ~/.cache/mlc-yolo; absolute."""
+    if own := os.environ.get("MLC_YOLO_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(shared).expanduser() / "mlc-yolo").absolute()
+
+
+def generated(spec: demo.DemoSpec) -> Path:
+    """The data.yaml of a demo set in the cache, drawn if it is not there whole.
+
+    Raises:
+        OSError: the cache folder cannot be written.
+    """
+    version = json.dumps([demo.VERSION, asdict(spec)], sort_keys=True)
+    target = cache_dir() / f"demo-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+    config = {"path": str(target), "train": "images/train", "val": "images/val", "names": dict(enumerate(spec.names))}
+    text = yaml.safe_dump(config, sort_keys=False)
+    if not _complete(target, text):
+        try:
+            _publish(spec, target, text)
+        except OSError as error:
+            raise OSError(
+                f"The demo set could not be written to {target.parent}: {error}. "
+                "Set the environment variable MLC_YOLO_CACHE to a folder that can be written and has 20 MB free."
+            ) from error
+    return target / "data.yaml"
+
+
+def _complete(folder: Path, text: str) -> bool:
+    """Whether the folder holds every file of its manifest, unaltered; others (Ultralytics' label caches) may be there."""
+    try:
+        if (folder / "data.yaml").read_text(encoding="utf-8") != text:
+            return False
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return all(_sha256(folder / name) == value for name, value in sums.items())
+    except (OSError, ValueError):
+        return False
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _publish(spec: demo.DemoSpec, target: Path, text: str) -> None:
+    """Draw the set beside `target` and rename it into place; a damaged set there is removed first."""
+    from ultralytics.utils import LOGGER
+
+    LOGGER.info(f"Drawing the demo set ({spec.train_images} + {spec.val_images} images, once) into {target} ...")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob("partial-*"):
+        with suppress(FileNotFoundError):  # its owner has just removed it
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left, ignore_errors=True)
+    work = Path(tempfile.mkdtemp(prefix="partial-", dir=target.parent))
+    try:
+        new, old = work / "new", work / "old"
+        new.mkdir()
+        demo.write_demo(spec, new)
+        files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
+        sums = {name: _sha256(new / name) for name in files}
+        (new / MANIFEST).write_text(json.dumps(sums, indent=0), encoding="utf-8")
+        (new / "data.yaml").write_text(text, encoding="utf-8")
+        if not _complete(target, text):
+            with suppress(FileNotFoundError):
+                target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:  # another process was first
+            if not _complete(target, text):
+                raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""The bridge to Ultralytics: model, trainer, validator, criterion, options."""

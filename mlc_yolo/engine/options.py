@@ -1,0 +1,135 @@
+"""The options mlc-yolo adds to Ultralytics': read from cfg/mlc.yaml, told apart from upstream's, checked.
+
+Upstream refuses keys it does not know, and validators, exporters, predictors and tuners get their arguments from the
+trainer's. So every border where arguments cross to upstream calls `split` and hands over the stock half only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import yaml
+
+from mlc_yolo.resources import resource_dir
+
+#: Value of `assigner` in files and logs when the user handed over an assigner object.
+CUSTOM = "custom"
+
+
+@cache
+def specifications() -> dict[str, dict[str, Any]]:
+    """Return cfg/mlc.yaml: option name -> {default, type or choices, minimum or above, help}."""
+    with open(resource_dir("cfg") / "mlc.yaml", encoding="utf-8") as file:
+        loaded: dict[str, dict[str, Any]] = yaml.safe_load(file)
+    return loaded
+
+
+def defaults() -> dict[str, Any]:
+    """Return a new dict of every option's default."""
+    return {name: spec["default"] for name, spec in specifications().items()}
+
+
+def split(args: Mapping[str, Any] | SimpleNamespace | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tell our options from upstream's.
+
+    Args:
+        args: arguments as a mapping or a namespace; None is an empty mapping.
+
+    Returns:
+        (ours, stock): two new dicts; together they hold every entry of `args`.
+    """
+    mapping = vars(args) if hasattr(args, "__dict__") else dict(args or {})
+    known = specifications()
+    ours = {name: value for name, value in mapping.items() if name in known}
+    return ours, {name: value for name, value in mapping.items() if name not in known}
+
+
+def check(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Check values and resolve aliases.
+
+    Args:
+        ours: our options by name, any subset.
+
+    Returns:
+        A new dict with the same names and canonical values.
+
+    Raises:
+        KeyError: a name that is not an option.
+        ValueError: a value outside its domain; the message names the nearest valid one.
+        TypeError: a value of the wrong type.
+    """
+    return {name: _checked(name, value) for name, value in ours.items()}
+
+
+def warmup_epochs(warmup: float | None, assigner: str, epochs: int) -> int:
+    """Return how many epochs train with `assigner_base`.
+
+    Args:
+        warmup: the option `assigner_warmup`: None, whole epochs (>= 1) or a fraction of the run (< 1).
+        assigner: canonical name; None as warm-up means 0.4 of the run for "mlc" and none for the others.
+        epochs: length of the run.
+
+    Returns:
+        Epochs in [0, epochs).
+
+    Raises:
+        ValueError: the warm-up leaves no epoch for `assigner`.
+    """
+    if warmup is None:
+        warmup = 0.4 if assigner == "mlc" else 0
+    length = int(warmup) if warmup >= 1 else int(warmup * epochs)
+    if length >= max(epochs, 1):
+        raise ValueError(
+            f"assigner_warmup={warmup:g} must end before the run of epochs={epochs}: '{assigner}' would never train. "
+            f"Give fewer epochs, or a fraction below 1 such as assigner_warmup=0.4."
+        )
+    return length
+
+
+def _checked(name: str, value: Any) -> Any:
+    spec = specifications().get(name)
+    if spec is None:
+        raise KeyError(f"'{name}' is not an option of mlc-yolo.{_hint(name, specifications())}")
+    if value is None and spec["default"] is None:
+        return None
+    if "choices" in spec:
+        return _checked_choice(name, value, spec)
+    if spec["type"] == "bool":
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}={value!r} ({type(value).__name__}) must be True or False.")
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}={value!r} ({type(value).__name__}) must be a number.")
+    return _checked_number(name, value, spec)
+
+
+def _checked_choice(name: str, value: Any, spec: dict[str, Any]) -> str:
+    aliases: dict[str, str] = spec.get("aliases", {})
+    choices: list[str] = spec["choices"]
+    key = str(value).strip().lower()
+    key = aliases.get(key, key)
+    if key not in choices:
+        listed = ", ".join(choices)
+        raise ValueError(f"{name}={value!r} must be one of {listed}.{_hint(key, [*choices, *aliases])}")
+    return key
+
+
+def _checked_number(name: str, value: float, spec: dict[str, Any]) -> float:
+    if value != value or value in (float("inf"), float("-inf")):
+        raise ValueError(f"{name}={value} must be a finite number.")
+    if "minimum" in spec and value < spec["minimum"]:
+        raise ValueError(f"{name}={value} must be {spec['minimum']} or more; its default is {spec['default']}.")
+    if "above" in spec and value <= spec["above"]:
+        raise ValueError(f"{name}={value} must be above {spec['above']}; its default is {spec['default']}.")
+    if name == "assigner_warmup" and value >= 1 and value != int(value):
+        raise ValueError(f"{name}={value} must be whole epochs, or a fraction of the run below 1.")
+    return value
+
+
+def _hint(word: str, known: Any) -> str:
+    matches = get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,47 @@
+"""Hyperparameter evolution whose trainings run through our command line."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ultralytics.engine.trainer as upstream
+from ultralytics.engine.tuner import Tuner
+
+from mlc_yolo.engine import options
+
+#: What starts one training; upstream appends `train key=value ...`.
+COMMAND = [sys.executable, "-m", "mlc_yolo.cli"]
+
+
+class MLCTuner(Tuner):
+    """Upstream's `Tuner` that carries our options to each training it starts."""
+
+    def __init__(self, args: dict[str, Any], _callbacks: dict[str, Any] | None = None) -> None:
+        """Set up as upstream does.
+
+        Args:
+            args: training arguments, checked options of ours included; `space` as upstream's.
+            _callbacks: callbacks by event.
+        """
+        ours, stock = options.split(args)
+        super().__init__(stock, _callbacks)
+        for name, value in ours.items():
+            setattr(self.args, name, value)
+
+    def __call__(self, iterations: int = 300, cleanup: bool = True) -> None:
+        """Run the evolution.
+
+        Upstream starts each training as `python -m ultralytics...`; the name it reads that command from is ours for
+        the length of this call and is put back whatever happens.
+
+        Args:
+            iterations: trainings to run.
+            cleanup: delete the runs that were not best.
+        """
+        stock = upstream._YOLO_CLI_COMMAND
+        upstream._YOLO_CLI_COMMAND = COMMAND
+        try:
+            super().__call__(iterations=iterations, cleanup=cleanup)
+        finally:
+            upstream._YOLO_CLI_COMMAND = stock

@@ -1,0 +1,32 @@
+"""Binary cross entropy against an assignment: class targets are the positives' quality, everything else is 0."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mlc_yolo.assigners.assignment import TaskAssignment
+
+
+def assigned_bce(logits: Tensor, labels: Tensor, task: TaskAssignment, class_weights: Tensor | None = None) -> Tensor:
+    """Return the summed, weighted cross entropy; the caller divides by its normaliser.
+
+    Args:
+        logits: (B, A, K) class logits.
+        labels: (B, M) int64 in [0, K), the objects' classes.
+        task: who is positive for what, how well, and with which weight.
+        class_weights: (K,) factors, or None.
+
+    Returns:
+        Scalar float32; a differentiable 0 for A = 0.
+    """
+    target = torch.zeros_like(logits, dtype=torch.float32)
+    if labels.shape[1]:
+        label = labels.gather(1, task.gt_index.clamp(min=0))
+        target.scatter_(2, label[..., None], task.quality[..., None])
+    # Negatives have quality 0, so that writing it at some class changes nothing.
+    loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+    if class_weights is not None:
+        loss = loss * class_weights
+    return (loss * task.weight[..., None]).sum()

@@ -1,0 +1,91 @@
+"""COCO's AP and AR by pycocotools, from plain arrays, for any data set.
+
+Source: the COCO detection challenge's definition as `pycocotools.cocoeval` computes it: IoU 0.50:0.05:0.95, at most 100
+detections per image, size classes by the object's area in pixels of the original image (small < 32^2 <= medium <=
+96^2 < large). YOLO labels know neither crowds nor masks: no object is a crowd and an object's area is its box's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+#: Names of the numbers, in pycocotools' order.
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def coco_evaluate(
+    detections: Sequence[NDArray[np.floating]], objects: Sequence[NDArray[np.floating]], num_classes: int
+) -> dict[str, float]:
+    """Judge detections.
+
+    Args:
+        detections: per image (n, 6) rows x1, y1, x2, y2, score, label, in pixels of the original image.
+        objects: per image (m, 5) rows x1, y1, x2, y2, label, in the same pixels.
+        num_classes: K; labels are 0..K-1.
+
+    Returns:
+        `NAMES` -> value in [0, 1], or -1 as pycocotools says it where there is nothing to judge (no object of that
+        size).
+
+    Raises:
+        ValueError: as many images with detections as with objects were expected.
+
+    Example:
+        >>> found = coco_evaluate([np.array([[0., 0, 9, 9, 0.8, 0]])], [np.array([[0., 0, 9, 10, 0]])], 1)
+        >>> found["AP75"], round(found["AP"], 2), found["APl"]  # IoU 0.9: right at 0.5, 0.55, ... 0.9, wrong at 0.95
+        (1.0, 0.9, -1.0)
+    """
+    if len(detections) != len(objects):
+        raise ValueError(
+            f"Expected one array per image in both, got {len(detections)} of detections and {len(objects)} of objects."
+        )
+    truth = [_annotation(i, _xywh(*box), label) for i, rows in enumerate(objects) for *box, label in rows.tolist()]
+    # Rounded as Ultralytics rounds predictions.json, so that a file written by save_json=True gives the same numbers.
+    found = [
+        _annotation(i, [round(v, 3) for v in _xywh(*box)], label, score=round(score, 5))
+        for i, rows in enumerate(detections)
+        for *box, score, label in rows.tolist()
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        judge = COCOeval(
+            _index(truth, len(objects), num_classes), _index(found, len(objects), num_classes), iouType="bbox"
+        )
+        judge.evaluate()
+        judge.accumulate()
+        judge.summarize()
+    return dict(zip(NAMES, judge.stats.tolist(), strict=True))
+
+
+def _xywh(x1: float, y1: float, x2: float, y2: float) -> list[float]:
+    return [x1, y1, x2 - x1, y2 - y1]
+
+
+def _annotation(image: int, bbox: list[float], label: float, **extra: float) -> dict[str, Any]:
+    return {
+        "image_id": image,
+        "category_id": int(label),
+        "bbox": bbox,
+        "area": bbox[2] * bbox[3],
+        "iscrowd": 0,
+        **extra,
+    }
+
+
+def _index(annotations: list[dict[str, Any]], num_images: int, num_classes: int) -> COCO:
+    """Return a COCO object over `annotations`; numbers them from 1, as id 0 means "no match" inside pycocotools."""
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": i} for i in range(num_images)],
+        "categories": [{"id": k} for k in range(num_classes)],
+        "annotations": [{"id": i, **annotation} for i, annotation in enumerate(annotations, start=1)],
+    }
+    coco.createIndex()
+    return coco

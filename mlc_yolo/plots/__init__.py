@@ -1,0 +1,1 @@
+"""Pictures: functions that take results and return matplotlib figures."""

@@ -1,0 +1,85 @@
+"""Keeps every test offline, private and repeatable. The environment is set before anything imports ultralytics."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+_PRIVATE = Path(tempfile.mkdtemp(prefix="mlc-yolo-tests-"))
+os.environ.update(
+    YOLO_OFFLINE="1",
+    YOLO_AUTOINSTALL="false",
+    YOLO_CONFIG_DIR=str(_PRIVATE / "config"),
+    MLC_YOLO_CACHE=str(_PRIVATE / "cache"),
+    MPLBACKEND="Agg",
+)
+# Ultralytics fetches Arial.ttf for its plots unless a font of that name lies here; matplotlib's own serves as well.
+_FONTS = _PRIVATE / "config" / "Ultralytics"
+_FONTS.mkdir(parents=True)
+shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _FONTS / "Arial.ttf")
+
+# The nets here are tiny: more threads cost more than they bring, and parallel test processes would fight over cores.
+torch.set_num_threads(1)
+
+CLASSES = ("square", "disc", "cross")
+
+
+def pytest_unconfigure() -> None:
+    """Remove what the session wrote outside pytest's own temporary folders."""
+    shutil.rmtree(_PRIVATE, ignore_errors=True)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """An absolute folder for `project=`: Ultralytics moves relative ones elsewhere when it runs under pytest."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data.yaml of 8 training and 4 validation images: 96-128 px, 0 to 5 objects of 3 classes, always the same."""
+    root = tmp_path_factory.mktemp("tiny_data")
+    rng = np.random.default_rng(0)
+    for split, counts in (("train", (3, 0, 5, 1, 2, 4, 1, 3)), ("val", (2, 0, 5, 3))):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for i, count in enumerate(counts):
+            image, rows = _scene(rng, count)
+            cv2.imwrite(str(root / "images" / split / f"{i}.png"), image)
+            (root / "labels" / split / f"{i}.txt").write_text("".join(f"{row}\n" for row in rows))
+    names = "".join(f"  {i}: {name}\n" for i, name in enumerate(CLASSES))
+    data = root / "data.yaml"
+    data.write_text(f"path: {root.as_posix()}\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    return data
+
+
+def _scene(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+    """Draw `count` objects on noise; return the BGR image and its rows `class cx cy w h`, in fractions of the image."""
+    height, width = (int(v) for v in rng.choice((96, 112, 128), size=2))
+    image = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3), dtype=np.uint8), (5, 5), 0)
+    rows = []
+    for _ in range(count):
+        label = int(rng.integers(len(CLASSES)))
+        side = int(rng.integers(16, 40))
+        x, y = int(rng.integers(0, width - side)), int(rng.integers(0, height - side))
+        half, colour = side // 2, tuple(int(v) for v in rng.integers(0, 256, 3))
+        if label == 0:
+            cv2.rectangle(image, (x, y), (x + side - 1, y + side - 1), colour, -1)
+        elif label == 1:
+            cv2.circle(image, (x + half, y + half), half, colour, -1)
+        else:
+            cv2.line(image, (x, y), (x + side - 1, y + side - 1), colour, 3)
+            cv2.line(image, (x + side - 1, y), (x, y + side - 1), colour, 3)
+        box = (x + side / 2) / width, (y + side / 2) / height, side / width, side / height
+        rows.append(" ".join([str(label), *(f"{v:.6f}" for v in box)]))
+    return image, rows
