@@ -38,7 +38,7 @@ $(VENV)/.installed-dev: $(VENV)/.created pyproject.toml constraints.txt
 # A .venv that is already there and has pip is kept; one whose making was interrupted is made again.
 $(VENV)/.created:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-	  echo "mlc-yolo needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || true)." >&2; \
+	  echo "mlc-yolo needs Python 3.10 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || echo not one)." >&2; \
 	  echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "pip>=22" # editable installs from pyproject.toml; nothing to fetch where it is

@@ -163,6 +163,11 @@ def _run(mode: str, overrides: dict[str, Any]) -> None:
     if mode in {"predict", "track"} and "source" not in overrides:
         overrides["source"] = ASSETS
         LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
+    if mode in {"predict", "track"}:
+        # Upstream recognises its own program's name and then saves pictures and keeps no results in memory.
+        for _ in getattr(model, mode)(**{"save": True, **overrides}, stream=True):
+            pass
+        return
     if mode == "export" and "format" not in overrides:
         overrides["format"] = "torchscript"
         LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")

@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"losses", "metrics", "nms"}),
     frozenset({"heads", "detectors", "data", "plots"}),
     frozenset({"engine"}),
-    frozenset({"compare", "report"}),
+    frozenset({"compare", "demo", "report"}),
     frozenset({"cli", "__main__"}),
 )
 PURE = frozenset().union(*LAYERS[:4])

@@ -69,7 +69,7 @@ def _nearest(priors: Priors, objects: Objects, topk: int) -> Pairs:
     """Return each object's `topk` nearest anchors of every level, ordered by object."""
     centres = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2
     anchors = []
-    for level in priors.levels.unique():
+    for level in torch.unique(priors.levels):
         (of_level,) = (priors.levels == level).nonzero(as_tuple=True)
         offset = centres[:, None] - priors.points[of_level]
         nearest = offset.square().sum(-1).topk(min(topk, len(of_level)), dim=1, largest=False).indices

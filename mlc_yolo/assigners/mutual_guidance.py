@@ -1,4 +1,4 @@
-"""Mutual Guidance (Zhang et al., ACCV 2020, sections 3.1 and 3.2): each task's samples are chosen by the other's output.
+"""Mutual Guidance (Zhang et al., ACCV 2020, sections 3.1 and 3.2): each task's samples chosen by the other's output.
 
 For the N objects and A priors of a batch:
 1. Three qualities per pair: IoU(object, prior); IoU(object, decoded box); amplified = IoU(object, prior)^((sigma - p) /

@@ -47,7 +47,7 @@ class MutualLabeling:
             baseline: names the candidates and labels what is not re-labelled; default `TaskAligned()`.
             alpha: exponent of eq. 7 and 8, >= 0. The paper: 0 for FCOS, 0.5 for RetinaNet, 2 for RPN.
             tasks: re-label both tasks, classification only or localisation only.
-            topk: candidates per object with a `TaskAligned` baseline, of which the baseline's own topk are its positives.
+            topk: candidates per object with a `TaskAligned` baseline, the first of which are its own positives.
 
         Raises:
             ValueError: a value outside its domain.

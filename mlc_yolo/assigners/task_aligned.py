@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, all_negative
-from mlc_yolo.assigners.candidates import Objects, Pairs, flatten_targets, inside_box, pairs_where, rank_in_group, to_task
+from mlc_yolo.assigners.candidates import (
+    Objects,
+    Pairs,
+    flatten_targets,
+    inside_box,
+    pairs_where,
+    rank_in_group,
+    to_task,
+)
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.boxes import aligned_ciou
 from mlc_yolo.priors import Priors
@@ -54,7 +62,7 @@ class AlignedClaims:
         top = metric.new_zeros((2, num_objects))
         top[0].scatter_reduce_(0, self.pairs.object, metric, "amax")
         top[1].scatter_reduce_(0, self.pairs.object, overlap, "amax")
-        best_metric, best_overlap = top[:, self.pairs.object]
+        best_metric, best_overlap = top[0][self.pairs.object], top[1][self.pairs.object]
         return metric * best_overlap / (best_metric + 1e-9)
 
 

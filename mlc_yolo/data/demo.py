@@ -55,8 +55,10 @@ GLYPHS: dict[str, list[Floats]] = {
     "ring": [_circle(0.8), _circle(0.42)],
     "cross": [
         np.array(
-            [(_ARM, _ARM), (_ARM, _END), (-_ARM, _END), (-_ARM, _ARM), (-_END, _ARM), (-_END, -_ARM)]
-            + [(-_ARM, -_ARM), (-_ARM, -_END), (_ARM, -_END), (_ARM, -_ARM), (_END, -_ARM), (_END, _ARM)]
+            [
+                *((_ARM, _ARM), (_ARM, _END), (-_ARM, _END), (-_ARM, _ARM), (-_END, _ARM), (-_END, -_ARM)),
+                *((-_ARM, -_ARM), (-_ARM, -_END), (_ARM, -_END), (_ARM, -_ARM), (_END, -_ARM), (_END, _ARM)),
+            ]
         )
     ],
     "bars": [_bar(-0.64, -0.2, 0.68), _bar(0.2, 0.64, 0.68)],
@@ -138,10 +140,11 @@ class _Painted:
     visible: npt.NDArray[np.bool_]
     badge: npt.NDArray[np.bool_]
 
-    def survives(self, cover: npt.NDArray[np.bool_]) -> bool:
-        """Whether enough remains to be seen under `cover` (H, W)."""
-        seen, badge = self.visible & ~cover, self.badge & ~cover
-        return bool(seen.sum() >= MIN_VISIBLE * self.area and badge.sum() >= MIN_BADGE_VISIBLE * self.badge_area)
+    def survives(self, cover: npt.NDArray[np.bool_], there: tuple[slice, slice]) -> bool:
+        """Whether enough can still be seen once the pixels `cover` of the window `there` are hidden."""
+        seen = np.count_nonzero(self.visible) - np.count_nonzero(self.visible[there] & cover)
+        badge = np.count_nonzero(self.badge) - np.count_nonzero(self.badge[there] & cover)
+        return bool(seen >= MIN_VISIBLE * self.area and badge >= MIN_BADGE_VISIBLE * self.badge_area)
 
 
 class Canvas:
@@ -165,14 +168,13 @@ class Canvas:
         there = np.s_[top:bottom, left:right]
         here = np.s_[top - y : bottom - y, left - x : right - x]
         silhouette = sprite.alpha >= 128
-        cover = np.zeros((height, width), bool)
-        cover[there] = silhouette[here]
-        if not all(item.survives(cover) for item in self.objects):
+        cover = silhouette[here]
+        if not all(item.survives(cover, there) for item in self.objects):
             return False
         if label is not None:
             assert sprite.badge is not None
-            badge = np.zeros_like(cover)
-            badge[there] = sprite.badge[here]
+            visible, badge = np.zeros((2, height, width), bool)
+            visible[there], badge[there] = cover, sprite.badge[here]
             xs, ys = np.flatnonzero(silhouette.any(0)), np.flatnonzero(silhouette.any(1))
             box = np.array([x + xs[0], y + ys[0], x + xs[-1] + 1, y + ys[-1] + 1], float)
             item = _Painted(
@@ -180,10 +182,10 @@ class Canvas:
                 box=box.clip(0, [width, height, width, height]),
                 area=int(silhouette.sum()),
                 badge_area=int(sprite.badge.sum()),
-                visible=cover,
+                visible=visible,
                 badge=badge,
             )
-            if not item.survives(np.zeros_like(cover)):  # too much of it lies outside the image
+            if not item.survives(np.zeros_like(cover), there):  # too much of it lies outside the image
                 return False
             shadow = cv2.GaussianBlur(sprite.alpha, (0, 0), 3)[here].astype(np.float32) / 255
             self.image[there] = (self.image[there] * (1 - 0.45 * shadow[..., None])).astype(np.uint8)
@@ -191,8 +193,8 @@ class Canvas:
         mixed = self.image[there] * (1 - alpha) + sprite.colour[here] * alpha
         self.image[there] = mixed.astype(np.uint8)
         for other in self.objects:
-            other.visible &= ~cover
-            other.badge &= ~cover
+            other.visible[there] &= ~cover
+            other.badge[there] &= ~cover
         if label is not None:
             self.objects.append(item)
         return True
@@ -419,9 +421,9 @@ def draw_scene(spec: DemoSpec, split: str, index: int) -> Scene:
         canvas.paint(_badge_piece(rng, size, spec.names))
     wanted = 0 if index % EMPTY_EVERY == EMPTY_EVERY - 1 else int(rng.integers(3, 10))
     for _ in range(wanted):
-        side = float(np.exp(rng.uniform(*np.log(SIDES)))) * size / 320
+        side = SIDES[0] * (SIDES[1] / SIDES[0]) ** rng.random() ** 0.7 * size / 320  # median 90 px of 320
         centre = rng.uniform(0.04, 0.96, 2) * size
-        if canvas.objects and rng.random() < 0.5:  # beside an earlier object, so that the two overlap
+        if canvas.objects and rng.random() < 0.4:  # beside an earlier object, so that the two overlap
             box = canvas.objects[rng.integers(len(canvas.objects))].box
             angle, reach = rng.uniform(0, 2 * np.pi), (box[2:] - box[:2] + side) / 2
             centre = (box[:2] + box[2:]) / 2 + 0.75 * reach * [np.cos(angle), np.sin(angle)]
@@ -449,5 +451,8 @@ def write_demo(spec: DemoSpec, folder: Path) -> None:
             (images / f"{index:04d}.jpg").write_bytes(data.tobytes())
             middle, extent = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2, scene.boxes[:, 2:] - scene.boxes[:, :2]
             rows = np.concatenate([middle, extent], 1) / spec.imgsz
-            lines = [f"{label} " + " ".join(f"{v:.6f}" for v in row) for label, row in zip(scene.labels, rows, strict=True)]
-            (labels / f"{index:04d}.txt").write_text("".join(f"{line}\n" for line in lines), encoding="ascii")
+            text = [
+                f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+                for label, (x, y, w, h) in zip(scene.labels, rows, strict=True)
+            ]
+            (labels / f"{index:04d}.txt").write_text("".join(text), encoding="ascii")

@@ -133,7 +133,7 @@ def generated(spec: demo.DemoSpec) -> Path:
 
 
 def _complete(folder: Path, text: str) -> bool:
-    """Whether the folder holds every file of its manifest, unaltered; others (Ultralytics' label caches) may be there."""
+    """Whether it holds every file of its manifest, unaltered; others may be there (Ultralytics' label caches)."""
     try:
         if (folder / "data.yaml").read_text(encoding="utf-8") != text:
             return False

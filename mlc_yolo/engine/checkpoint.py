@@ -1,10 +1,10 @@
 """What a checkpoint says about the IoU channel, and stock weights put under it.
 
-An IoU-aware checkpoint is a stock one with more tensors: the extra convolutions stand beside the stock layers. So weights
-move both ways through Ultralytics' own `load`, which takes whatever agrees in name and shape.
+An IoU-aware checkpoint is a stock one with more tensors: the extra convolutions stand beside the stock layers. So
+weights move both ways through Ultralytics' own `load`, which takes whatever agrees in name and shape.
 
-Runs leave a marker in `model.yaml["mlc"]`, for instance `{"iou_head": False}`. Ultralytics keeps that dict when it strips a
-checkpoint, and its parser passes over keys it does not know.
+Runs leave a marker in `model.yaml["mlc"]`, for instance `{"iou_head": False}`. Ultralytics keeps that dict when it
+strips a checkpoint, and its parser passes over keys it does not know.
 """
 
 from __future__ import annotations

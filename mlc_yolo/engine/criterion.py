@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from mlc_yolo.assigners import Predictions, Schedule, Targets, TaskAligned, TaskAssignment
@@ -203,7 +204,7 @@ class PerTaskE2ELoss(E2ELoss):
 
 
 def build_criterion(
-    model: nn.Module, *, schedule: Schedule, prior_scale: float, iou_gain: float
+    model: DetectionModel, *, schedule: Schedule, prior_scale: float, iou_gain: float
 ) -> PerTaskLoss | PerTaskE2ELoss:
     """Return the criterion that fits the model's head.
 
@@ -217,12 +218,13 @@ def build_criterion(
         A callable `(preds, batch) -> (losses, items)` with a settable `epoch`.
     """
 
-    def branch(model: nn.Module, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
+    def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
         # Upstream asks for a second, tighter top-k only for the one-to-one branch, which keeps its own assignment.
         own = schedule if tal_topk2 is None else Schedule(TaskAligned(), TaskAligned(), 0)
         return PerTaskLoss(model, tal_topk, tal_topk2, schedule=own, prior_scale=prior_scale, iou_gain=iou_gain)
 
-    if getattr(model.model[-1], "one2one_cv2", None) is not None:
+    layers: Any = model.model
+    if getattr(layers[-1], "one2one_cv2", None) is not None:
         return PerTaskE2ELoss(model, branch)
     return branch(model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,13 +44,13 @@ class MLCYOLO(YOLO):
             TypeError: a model family that is no YOLO with a `Detect`-like head (RT-DETR, YOLO-World, YOLOE).
             FileNotFoundError: no such file.
         """
-        super().__init__(model, task=task, verbose=verbose)
-        if not isinstance(self, MLCYOLO):  # upstream swaps the class for these families
+        try:
+            super().__init__(model, task=task, verbose=verbose)
+        except NotImplementedError as error:  # a YAML whose head upstream cannot place
+            raise TypeError(_expected(model, "of another family")) from error
+        if not isinstance(self, MLCYOLO):  # upstream swaps the class for families of its own
             family = type(self).__name__
-            raise TypeError(
-                f"expected a yolov8, yolo11, yolo12 or yolo26 model, got '{model}', which is {family}: "
-                f"use ultralytics.{family} for it"
-            )
+            raise TypeError(_expected(model, f"a model for ultralytics.{family}"))
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
@@ -92,8 +91,8 @@ class MLCYOLO(YOLO):
         kwargs.update(ours)
         if not kwargs.get("resume") and not kwargs.get("cfg"):
             data = kwargs.get("data")
-            is_list = isinstance(data, Sequence) and not isinstance(data, str)
-            kwargs["data"] = [resolve_data(each) for each in data] if is_list else resolve_data(data)
+            several = isinstance(data, list | tuple)  # upstream fine-tunes on each in turn
+            kwargs["data"] = [resolve_data(each) for each in data] if several else resolve_data(data)
         chosen = trainer or self._smart_load("trainer")
         return super().train(chosen if custom is None else partial(chosen, assigner=custom), **kwargs)
 
@@ -147,6 +146,19 @@ class MLCYOLO(YOLO):
         _, stock = options.split(kwargs)
         return super().benchmark(data=resolve_data(data), format=format, verbose=verbose, **stock)
 
+    def assignments(self, **kwargs: Any) -> list[Path]:
+        """Draw which anchors each task trains as positive, under two assigners side by side.
+
+        Args:
+            **kwargs: arguments of `engine.assignments.draw_assignments` and the options of `cfg/mlc.yaml`.
+
+        Returns:
+            Paths of the pictures.
+        """
+        from mlc_yolo.engine.assignments import draw_assignments  # matplotlib, only when asked for
+
+        return draw_assignments(self, **kwargs)
+
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
         """Tune hyperparameters as upstream does, training every candidate with our options."""
         if use_ray or self.task != "detect":
@@ -181,10 +193,14 @@ class MLCYOLO(YOLO):
 
     def _refuse_unsupported_head(self, ours: dict[str, Any]) -> None:
         """Fail before any file is touched if the head is no plain `Detect`."""
-        head = self.model.model[-1] if isinstance(self.model, torch.nn.Module) else None
-        if head is not None and ours.get("iou_head") is not False:
-            check_head(head)
+        if isinstance(self.model, DetectionModel) and ours.get("iou_head") is not False:
+            layers: Any = self.model.model
+            check_head(layers[-1])
 
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")
         return origin.with_name(f"{origin.stem}_stock.pt")
+
+
+def _expected(model: Any, got: str) -> str:
+    return f"expected a yolov8, yolo11, yolo12 or yolo26 model, but '{model}' is {got}"

@@ -112,7 +112,7 @@ def _checked_choice(name: str, value: Any, spec: dict[str, Any]) -> str:
     choices: list[str] = spec["choices"]
     key = str(value).strip().lower()
     key = aliases.get(key, key)
-    if key not in choices:
+    if key not in choices and (name, key) != ("assigner", CUSTOM):
         listed = ", ".join(choices)
         raise ValueError(f"{name}={value!r} must be one of {listed}.{_hint(key, [*choices, *aliases])}")
     return key

@@ -1,18 +1,20 @@
 """An IoU-aware model rewritten with stock layers only, exactly.
 
-The rewritten checkpoint opens in plain Ultralytics with no trace of this package, restricted loading included. It also serves
-the exporters that know stock heads only (`NEEDS_STOCK`).
+The rewritten checkpoint opens in plain Ultralytics with no trace of this package, restricted loading included. It also
+serves the exporters that know stock heads only (`NEEDS_STOCK`).
 
-1. `Detect` takes the sigmoid of its class logits, so the class branch must give the log-odds z of p = sigmoid(a) * sigmoid(b),
-   a being the class logit and b the IoU logit.
+1. `Detect` takes the sigmoid of its class logits, so the class branch must give the log-odds z of
+   p = sigmoid(a) * sigmoid(b), a being the class logit and b the IoU logit.
 2. With 1/p = (1 + e^-a)(1 + e^-b): z = -log(1/p - 1) = -log(e^-a + e^-b + e^-(a+b)) = a - s(s(a) - b), where
    s(x) = log(1 + e^x) is the softplus.
 3. `C3` is the stock block that evaluates two paths side by side: its forward is cv3(cat(m(cv1(x)), cv2(x))). With other
    layers in it, it shows the class branch the regression tower, and carries a and b past a Softplus.
-4. The tower is shared with the regression branch, not copied: no weight is stored twice, but it is evaluated twice.
+4. The tower is shared with the regression branch, not copied: no weight is stored twice. PyTorch evaluates it twice;
+   the ONNX exporter merges the two evaluations.
 
-Every constant is 0, 1 or -1 and every trained weight is kept as it was, so half precision rounds the rewritten model as it
-rounds the original. The rewritten model is for inference: trained further by plain Ultralytics, its constants would be trained too.
+Every constant is 0, 1 or -1 and every trained weight is kept as it was, so half precision rounds the rewritten model as
+it rounds the original. The rewritten model is for inference: trained further by plain Ultralytics, its constants would
+be trained too.
 """
 
 from __future__ import annotations
@@ -32,17 +34,17 @@ from mlc_yolo.heads.iou_aware import IoUAwareDetect
 
 __all__ = ["NEEDS_STOCK", "export_stock", "to_stock"]
 
-#: Export formats (the `format` argument) that must be given `to_stock(model)`. IMX replaces `_inference`, so it would drop the
-#: predicted IoU without a word; Hailo refuses subclasses of `Detect`. IMX also counts layers, and so refuses the rewritten head:
-#: what it takes is the rewrite of a model with `rescore` off, which is the stock head.
+#: Export formats (the `format` argument) that must be given `to_stock(model)`. IMX replaces `_inference`, so it would
+#: drop the predicted IoU without a word; Hailo refuses subclasses of `Detect`. IMX also counts layers, and so refuses
+#: the rewritten head: what it takes is the rewrite of a model with `rescore` off, which is the stock head.
 NEEDS_STOCK: frozenset[str] = frozenset({"hailo", "imx"})
 
 
 def to_stock(model: DetectionModel) -> DetectionModel:
     """Copy a detection model into stock layers with the same outputs.
 
-    Boxes are equal bit for bit; scores differ by float32 rounding, 3e-7 at most. A head with `rescore` off, or a stock one,
-    keeps its class branch: only the channel is dropped.
+    Boxes are equal bit for bit; scores differ by float32 rounding, 3e-7 at most. A head with `rescore` off, or a stock
+    one, keeps its class branch: only the channel is dropped.
 
     Args:
         model: a detection model, IoU-aware or stock, fused or not; it is not changed.
@@ -54,9 +56,7 @@ def to_stock(model: DetectionModel) -> DetectionModel:
         TypeError: `model` is not a detection model.
     """
     if not isinstance(model, DetectionModel):
-        raise TypeError(
-            f"expected a detection model, got {type(model).__name__}; of a YOLO object, pass its `.model`"
-        )
+        raise TypeError(f"expected a detection model, got {type(model).__name__}; of a YOLO object, pass its `.model`")
     stock = deepcopy(model)
     stock.__class__ = DetectionModel
     stock.criterion = None
@@ -79,7 +79,7 @@ def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:
 
     Args:
         model: a detection model, or the path of a checkpoint.
-        path: the file to write, `.pt`. As with every finished Ultralytics training, the weights are stored in half precision.
+        path: the file to write, `.pt`. The weights are stored in half precision, as after every Ultralytics training.
 
     Returns:
         `path`.
@@ -123,7 +123,7 @@ def _rescored_class_branch(tower: nn.Sequential, class_branch: nn.Sequential, io
         class_branch: features (B, C, H, W) -> class logits (B, K, H, W).
         iou_conv: features of the regression tower -> IoU logits (B, 1, H, W).
     """
-    num_classes = class_branch[-1].out_channels
+    num_classes = int(class_branch[-1].out_channels)  # type: ignore[arg-type]
     identity = torch.eye(num_classes)
     ones, zeros = torch.ones(num_classes, 1), torch.zeros(num_classes, 1)
     # each list names the channels that go in, each comment those that come out

@@ -57,16 +57,18 @@ class MLCTrainer(DetectionTrainer):
         if assigner is not None:
             overrides["assigner"] = options.CUSTOM
         ours, _ = options.split(overrides)
-        overrides.update(_check(ours))
+        overrides.update(options.check(ours))
         if not overrides.get("resume"):
             overrides["data"] = resolve_data(overrides.get("data"))
         self.custom_assigner = assigner
         base = {**options.defaults(), **cfg2dict(cfg)}
         if not overrides.get("resume"):  # before any file is touched
             run = {**base, **overrides}
+            self._refuse_missing_assigner(run["assigner"])
             options.warmup_epochs(run["assigner_warmup"], run["assigner"], run["epochs"])
         super().__init__(base, overrides, _callbacks)
-        self._refuse_missing_assigner()
+        if assigner is not None and self.ddp:
+            raise ValueError("an assigner object trains on one device: choose one, such as device=0")
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults."""
@@ -74,6 +76,7 @@ class MLCTrainer(DetectionTrainer):
         for name, value in options.defaults().items():
             if not hasattr(self.args, name):
                 setattr(self.args, name, value)
+        self._refuse_missing_assigner(self.args.assigner)
 
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
@@ -101,12 +104,10 @@ class MLCTrainer(DetectionTrainer):
 
     def get_validator(self) -> MLCValidator:
         """Return a validator that measures the divergence of the two tasks as well."""
-        return MLCValidator(
-            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
-        )
+        return MLCValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
 
     def set_class_weights(self) -> None:
-        """Compute class weights as upstream does, then attach the criterion: the model is placed, the EMA not copied."""
+        """Compute class weights as upstream does, then attach the criterion, which reads them."""
         super().set_class_weights()
         self._attach_criterion()
 
@@ -123,46 +124,40 @@ class MLCTrainer(DetectionTrainer):
     def schedule(self) -> Schedule:
         """Return which assigner trains in which epoch."""
         ours, _ = options.split(self.args)
-        main = self.custom_assigner or build_assigner(self.args.assigner, ours)
+        main = self.custom_assigner
+        if main is None:
+            main = build_assigner(self.args.assigner, ours)
         warmup = options.warmup_epochs(self.args.assigner_warmup, self.args.assigner, self.epochs)
         return Schedule(build_assigner(self.args.assigner_base, ours), main, warmup)
 
     def _attach_criterion(self) -> Any:
-        model = unwrap_model(self.model)
-        model = getattr(model, "student_model", model)  # distillation: the student is trained with our loss
+        model = _trained(unwrap_model(self.model))
         model.criterion = build_criterion(
             model, schedule=self.schedule(), prior_scale=self.args.mg_prior_scale, iou_gain=self.args.iou_gain
         )
         return model.criterion
 
     def _model_train(self) -> None:
-        """Enter training mode, upstream's first act of every epoch, and tell both criteria which epoch it is."""
+        """Enter training mode, upstream's first act of every epoch, and tell the criterion which epoch it is."""
         super()._model_train()
         schedule = self.schedule()
-        for model in (unwrap_model(self.model), self.ema.ema if self.ema else None):
-            criterion = getattr(getattr(model, "student_model", model), "criterion", None)
-            if criterion is not None:
-                criterion.epoch = self.epoch
+        criterion: Any = _trained(unwrap_model(self.model)).criterion
+        criterion.epoch = self.epoch
+        if self.ema:  # gives the validation losses; some upstream versions copy it before the criterion is attached
+            _trained(self.ema.ema).criterion = criterion
         if RANK in {-1, 0} and schedule.warmup and self.epoch in {self.start_epoch, schedule.warmup}:
             stage = self.args.assigner_base if self.epoch < schedule.warmup else self.args.assigner
             LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {schedule.warmup}")
 
-    def _refuse_missing_assigner(self) -> None:
-        """A custom assigner lives in the calling process only."""
-        if self.args.assigner != options.CUSTOM:
-            return
-        if self.custom_assigner is None:
+    def _refuse_missing_assigner(self, name: str) -> None:
+        """Refuse the name that stands for an assigner object when there is none: a checkpoint does not hold it."""
+        if name == options.CUSTOM and self.custom_assigner is None:
             raise ValueError(
-                "this run was trained with an assigner object, which a checkpoint does not hold: resume it in Python "
-                "with MLCYOLO(...).train(resume=True, assigner=your_assigner)"
+                f"assigner={name} stands for an assigner object, which files do not hold: give it again in Python, "
+                "MLCYOLO(...).train(..., assigner=your_assigner)"
             )
-        if self.ddp:
-            raise ValueError("an assigner object trains on one device: choose one, such as device=0")
 
 
-def _check(ours: dict[str, Any]) -> dict[str, Any]:
-    """Check option values; the name standing for an assigner object passes."""
-    custom = {"assigner": options.CUSTOM} if ours.get("assigner") == options.CUSTOM else {}
-    return {**options.check({k: v for k, v in ours.items() if k not in custom}), **custom}
-
-
+def _trained(model: nn.Module) -> nn.Module:
+    """Return the model our loss trains: the student where upstream distils."""
+    return getattr(model, "student_model", model)

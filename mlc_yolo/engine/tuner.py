@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import ultralytics.engine.trainer as upstream
 from ultralytics.engine.tuner import Tuner
 
 from mlc_yolo.engine import options
+from mlc_yolo.engine.compat import training_command
 
 #: What starts one training; upstream appends `train key=value ...`.
 COMMAND = [sys.executable, "-m", "mlc_yolo.cli"]
@@ -32,16 +32,9 @@ class MLCTuner(Tuner):
     def __call__(self, iterations: int = 300, cleanup: bool = True) -> None:
         """Run the evolution.
 
-        Upstream starts each training as `python -m ultralytics...`; the name it reads that command from is ours for
-        the length of this call and is put back whatever happens.
-
         Args:
             iterations: trainings to run.
             cleanup: delete the runs that were not best.
         """
-        stock = upstream._YOLO_CLI_COMMAND
-        upstream._YOLO_CLI_COMMAND = COMMAND
-        try:
+        with training_command(COMMAND):
             super().__call__(iterations=iterations, cleanup=cleanup)
-        finally:
-            upstream._YOLO_CLI_COMMAND = stock

@@ -1,18 +1,22 @@
 """A YOLO head that predicts the IoU of its own boxes, and ranks its detections by it.
 
-Source: MLC (arXiv 2103.08958), section 3.3: one convolution on the localisation branch predicts the IoU of the decoded box
-with its object, and at inference confidence = sigmoid(class logit) * sigmoid(IoU logit).
+Source: MLC (arXiv 2103.08958), IoU rescoring: one convolution on the localisation branch predicts the IoU of the
+decoded box with its object, and at inference confidence = sigmoid(class logit) * sigmoid(IoU logit).
 
-1. `cv_iou` holds one 1x1 convolution per level. It reads what enters the last convolution of the regression tower `cv2`.
-2. End-to-end heads carry a second one, `one2one_cv_iou`; the prefix is how Ultralytics' `fuse()` finds the branch to drop.
+1. `cv_iou` holds one 1x1 convolution per level. It reads what enters the last convolution of the regression tower
+   `cv2`.
+2. End-to-end heads carry a second one, `one2one_cv_iou`; the prefix is how Ultralytics' `fuse()` finds the branch to
+   drop.
 3. The product is taken inside the head, so NMS, trackers and exports see ordinary class scores.
 
-The convolutions stand beside the stock ones and are no part of them: every tensor of a stock checkpoint keeps its name and shape.
-The import path of `IoUAwareDetect` is written into checkpoints: it is a file format and must not change.
+The convolutions stand beside the stock ones and are no part of them: every tensor of a stock checkpoint keeps its name
+and shape. The import path of `IoUAwareDetect` is written into checkpoints: it is a file format and must
+not change.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -65,9 +69,9 @@ class IoUAwareDetect(Detect):
     def forward_head(
         self,
         x: list[Tensor],
-        box_head: nn.Module | None = None,
-        cls_head: nn.Module | None = None,
-        iou_head: nn.Module | None = None,
+        box_head: Iterable[nn.Sequential] | None = None,
+        cls_head: Iterable[nn.Module] | None = None,
+        iou_head: Iterable[nn.Module] | None = None,
     ) -> dict[str, Any]:
         """Raw predictions of one branch.
 
@@ -84,7 +88,7 @@ class IoUAwareDetect(Detect):
         if box_head is None or cls_head is None or iou_head is None:
             return {}
         boxes, scores, ious = [], [], []
-        for to_boxes, to_scores, to_iou, features in zip(box_head, cls_head, iou_head, x):
+        for to_boxes, to_scores, to_iou, features in zip(box_head, cls_head, iou_head, x, strict=True):
             *tower, last = to_boxes
             regression = features
             for block in tower:
@@ -110,9 +114,9 @@ class IoUAwareDetect(Detect):
     def bias_init(self) -> None:
         """Reset the biases of the last convolutions, those of the IoU channel included."""
         super().bias_init()
-        for convs in (self.cv_iou, getattr(self, "one2one_cv_iou", None)):
-            for conv in convs or ():
-                nn.init.constant_(conv.bias, IOU_BIAS)
+        for name, bias in self.named_parameters():
+            if "cv_iou." in name and name.endswith("bias"):
+                nn.init.constant_(bias, IOU_BIAS)
 
 
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)
@@ -123,7 +127,7 @@ def add_iou_channel(head: nn.Module) -> IoUAwareDetect:
     """Turn a stock `Detect` head into an IoU-aware one, in place.
 
     Strides, layer index, class count and every weight stay. A head that already is IoU-aware is returned as it is.
-    Until it is trained, the new channel predicts 0.5 for every anchor, so the ranking of detections is the stock head's.
+    Until it is trained, the new channel predicts 0.5 for every anchor, so detections rank as with the stock head.
 
     Args:
         head: the last module of a detection model, `model.model[-1]`.
@@ -148,7 +152,7 @@ def has_iou_channel(model: nn.Module) -> bool:
 
 
 def set_rescore(model: nn.Module, rescore: bool) -> None:
-    """Choose whether the IoU-aware heads in `model` multiply class scores by the predicted IoU; no-op on stock models."""
+    """Choose whether IoU-aware heads in `model` multiply class scores by the predicted IoU; no-op on stock models."""
     for module in model.modules():
         if isinstance(module, IoUAwareDetect):
             module.rescore = rescore
@@ -157,9 +161,10 @@ def set_rescore(model: nn.Module, rescore: bool) -> None:
 def _iou_conv(tower: nn.Sequential) -> nn.Conv2d:
     """A 1x1 convolution C -> 1 that predicts 0.5 everywhere, C being the width that enters the tower's last layer.
 
-    Zero weights are safe in a layer of one output: its gradient is the features times the error, so it learns from the first
-    step, and until then it sends no noise into a pretrained tower. They also draw nothing from the global generator: a model
-    built from one seed has the same stock weights, and trains in the same order, with and without the channel.
+    Zero weights are safe in a layer of one output: its gradient is the features times the error, so it learns from the
+    first step, and until then it sends no noise into a pretrained tower. They also draw nothing from the global
+    generator: a model built from one seed has the same stock weights, and trains in the same order, with and without
+    the channel.
     """
     last = tower[-1]
     conv = nn.utils.skip_init(nn.Conv2d, last.in_channels, 1, 1, device=last.weight.device, dtype=last.weight.dtype)

@@ -39,9 +39,9 @@ def coco_evaluate(
         ValueError: as many images with detections as with objects were expected.
 
     Example:
-        >>> found = coco_evaluate([np.array([[0., 0, 9, 9, 0.8, 0]])], [np.array([[0., 0, 9, 10, 0]])], 1)
-        >>> found["AP75"], round(found["AP"], 2), found["APl"]  # IoU 0.9: right at 0.5, 0.55, ... 0.9, wrong at 0.95
-        (1.0, 0.9, -1.0)
+        >>> found = coco_evaluate([np.array([[0., 0, 9, 88, 0.8, 0]])], [np.array([[0., 0, 9, 100, 0]])], 1)
+        >>> round(found["AP"], 6), found["APl"]  # IoU 0.88: right at 0.50, 0.55 ... 0.85, wrong at 0.90 and 0.95
+        (0.8, -1.0)
     """
     if len(detections) != len(objects):
         raise ValueError(

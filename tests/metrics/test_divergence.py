@@ -214,7 +214,7 @@ def test_a_data_set_computed_by_hand() -> None:
         return [(s, i, k, label) for s, i in zip(scores, ious, strict=True)]
 
     # Image one: an object of class 0 with rho 1, one of class 1 with rho -1, one of class 1 with four candidates.
-    # Image two: an object of class 0 with rho 1, one with equal IoU. Three are defined, mean 1/3; class 0: 1, class 1: -1.
+    # Image two: an object of class 0 with rho 1, one with equal IoU. Three are defined: mean 1/3.
     images = [
         sample(*rows(up, 0, 0), *rows(down, 1, 1), *rows(up, 2, 1)[:4]),
         sample(*rows(up, 0, 0), *rows([0.3] * 5, 1, 0)),

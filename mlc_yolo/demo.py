@@ -1,0 +1,67 @@
+"""The main job in one call: train with mutual labelling, validate, predict, and say where the pictures are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+#: Small enough for two CPU cores in a few minutes; any of them can be given on the command line.
+DEFAULTS: dict[str, Any] = {
+    "model": "yolo11n.yaml",
+    "data": "demo.yaml",
+    "assigner": "mlc",
+    "epochs": 12,
+    "imgsz": 320,
+    "batch": 16,
+    "warmup_epochs": 1.0,
+    "close_mosaic": 4,
+    "optimizer": "AdamW",
+    "lr0": 0.002,
+    "name": "demo",
+}
+
+
+def run_demo(**overrides: Any) -> Path:
+    """Train, validate and predict on the built-in demo set, or on `data` of one's own.
+
+    Args:
+        **overrides: any argument of `MLCYOLO.train`.
+
+    Returns:
+        The run's folder.
+    """
+    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.utils import LOGGER, colorstr
+
+    from mlc_yolo.data.resolve import resolve_data
+    from mlc_yolo.engine.model import MLCYOLO
+
+    arguments = {**DEFAULTS, **overrides}
+    arguments["data"] = resolve_data(arguments["data"])
+    model = MLCYOLO(arguments.pop("model"))
+    LOGGER.info(f"{colorstr('1/4 train:')} assigner={arguments['assigner']}, epochs={arguments['epochs']}")
+    model.train(**arguments)
+    run = Path(model.trainer.save_dir)
+
+    common = {"data": arguments["data"], "imgsz": arguments["imgsz"], "project": str(run), "exist_ok": True}
+    LOGGER.info(f"{colorstr('2/4 validate:')} {model.trainer.best}")
+    metrics = model.val(coco_eval=True, name="val", **common)
+
+    images = sorted(Path(check_det_dataset(arguments["data"])["val"]).glob("*.*"))[:8]
+    LOGGER.info(f"{colorstr('3/4 predict:')} {len(images)} validation images")
+    del common["data"]
+    model.predict([str(image) for image in images], save=True, name="predict", verbose=False, **common)
+
+    LOGGER.info(f"{colorstr('4/4 who learns what:')} task-aligned and mutual labelling side by side")
+    model.assignments(assigner=["tal", "mlc"], name="assignments", **{**common, "data": arguments["data"]})
+
+    LOGGER.info(
+        f"\nmAP50-95 {metrics.box.map:.3f}, AP75 {metrics.box.map75:.3f}, Spearman(score, IoU) {metrics.spearman:.3f}\n"
+        f"  training curves           {run / 'results.png'}\n"
+        f"  score against IoU         {run / 'val' / 'score_iou.png'}\n"
+        f"  predictions               {run / 'predict'}\n"
+        f"  who learns what           {run / 'assignments'}\n"
+        f"  best weights              {run / 'weights' / 'best.pt'}\n"
+        "Now with images of your own: mlc-yolo train model=yolo11n.yaml data=path/to/your.yaml assigner=mlc"
+    )
+    return run

@@ -1,0 +1,1 @@
+"""Tests of the pure core: geometry, assigners, losses, options."""

@@ -1,0 +1,368 @@
+"""Assignments small enough to do by hand; the arithmetic stands beside the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from mlc_yolo.assigners import (
+    ATSS,
+    MaxIoU,
+    MutualGuidance,
+    MutualLabeling,
+    PointInBox,
+    Predictions,
+    Role,
+    Targets,
+    TaskAligned,
+    TaskAssignment,
+)
+from mlc_yolo.assigners.mutual_guidance import amplified_iou
+from mlc_yolo.priors import Priors, grid_priors
+
+N, P, I = int(Role.NEGATIVE), int(Role.POSITIVE), int(Role.IGNORED)  # noqa: E741
+Box = Sequence[float]
+
+
+def targets(*objects: tuple[int, Box]) -> Targets:
+    labels = torch.tensor([[label for label, _ in objects]])
+    boxes = torch.tensor([[list(box) for _, box in objects]], dtype=torch.float32)
+    return Targets(labels, boxes, torch.ones_like(labels, dtype=torch.bool))
+
+
+def priors(*boxes: Box) -> Priors:
+    """Priors of one level whose points are their centres."""
+    tensor = torch.tensor(boxes, dtype=torch.float32)
+    return Priors(
+        (tensor[:, :2] + tensor[:, 2:]) / 2, tensor, torch.full((len(boxes),), 8.0), torch.zeros(len(boxes)).long()
+    )
+
+
+def predictions(scores: Sequence[Sequence[float]], boxes: Sequence[Box]) -> Predictions:
+    return Predictions(torch.tensor([scores]), torch.tensor([boxes], dtype=torch.float32))
+
+
+def unread(anchors: Priors) -> Predictions:
+    """Predictions for assigners that do not look at them."""
+    return Predictions(torch.zeros(1, len(anchors), 3), torch.zeros(1, len(anchors), 4))
+
+
+def roles(task: TaskAssignment) -> list[int]:
+    return task.role[0].tolist()
+
+
+def slots(task: TaskAssignment) -> list[int]:
+    return task.gt_index[0].tolist()
+
+
+# TAL ------------------------------------------------------------------------------------------------------------------
+
+SIXTEEN = (0, 0, 16, 16)
+QUAD = grid_priors([(2, 2)], [8])  # points (4, 4), (12, 4), (4, 12), (12, 12)
+
+
+def test_tal_rescales_the_metric_to_the_largest_overlap() -> None:
+    # Concentric squares: no centre offset, same aspect, so CIoU = IoU. Anchor 0: IoU 1, metric sqrt(.25) * 1 = .5.
+    # Anchor 1: IoU 8 * 8 / 256 = .25, metric 1 * .25^6 = 1/4096. Anchors 2, 3 predict elsewhere: metric 0, negative.
+    # Quality = metric / .5 * 1: 1 and 1/2048.
+    away = (100, 100, 110, 110)
+    found = predictions([[0.25], [1.0], [1.0], [1.0]], [SIXTEEN, (4, 4, 12, 12), away, away])
+    task = TaskAligned()(found, QUAD, targets((0, SIXTEEN))).classification
+    assert roles(task) == [P, P, N, N]
+    torch.testing.assert_close(task.quality[0], torch.tensor([1.0, 1 / 2048, 0, 0]))
+
+
+def test_tal_gives_a_contested_anchor_to_the_object_it_overlaps_most_not_to_the_better_metric() -> None:
+    # All anchors predict object 0 exactly. Overlap with object 1 is 144 / 256 = .5625.
+    # Metrics: object 0 sqrt(.0001) * 1 = .01; object 1 sqrt(1) * .5625^6 = .0317, which is larger and still loses.
+    found = predictions([[0.0001, 1.0]] * 4, [SIXTEEN] * 4)
+    task = TaskAligned()(found, QUAD, targets((1, (2, 2, 14, 14)), (0, SIXTEEN))).classification
+    assert slots(task) == [1, 1, 1, 1]
+    torch.testing.assert_close(task.quality[0], torch.ones(4), rtol=0, atol=1e-6)
+
+
+def test_tal_trains_the_ten_best() -> None:
+    grid = grid_priors([(4, 4)], [8])
+    box = (0, 0, 32, 32)
+    found = predictions([[(a + 1) / 16] for a in range(16)], [box] * 16)
+    assert roles(TaskAligned()(found, grid, targets((0, box))).classification) == [N] * 6 + [P] * 10
+
+
+def test_tal_widens_a_small_object_to_the_second_stride() -> None:
+    # Strides 8 and 16: the object of 2 px about (16, 16) is searched in (8, 8, 24, 24), which holds the points
+    # (12, 12), (20, 12), (12, 20), (20, 20) of the first level; (8, 8) and (24, 24) of the second lie on its edge.
+    grid = grid_priors([(4, 4), (2, 2)], [8, 16])
+    box = (15, 15, 17, 17)
+    found = predictions([[0.5]] * 20, [box] * 20)
+    task = TaskAligned()(found, grid, targets((0, box))).classification
+    assert task.positive[0].nonzero()[:, 0].tolist() == [5, 6, 9, 10]
+
+
+# Static matching ------------------------------------------------------------------------------------------------------
+
+
+def test_max_iou_ignores_between_the_thresholds() -> None:
+    # Object 15 x 8 = 120. Prior 0: 64 / 120 = .533. Prior 1: 7 * 8 = 56, 56 / (120 + 64 - 56) = .4375. Prior 2: 0.
+    anchors = priors((0, 0, 8, 8), (8, 0, 16, 8), (0, 8, 8, 16))
+    task = MaxIoU()(unread(anchors), anchors, targets((0, (0, 0, 15, 8)))).classification
+    assert roles(task) == [P, I, N] and slots(task) == [0, -1, -1] and task.weight[0].tolist() == [1, 0, 1]
+
+
+def test_max_iou_forces_every_prior_that_overlaps_an_object_best() -> None:
+    # The object of 4 px^2 lies in both priors of 64 px^2: 4 / 64 = .0625 for each, and both are forced.
+    anchors = priors((0, 0, 8, 8), (2, 0, 10, 8), (20, 0, 28, 8))
+    case = (unread(anchors), anchors, targets((0, (3, 3, 5, 5))))
+    assert roles(MaxIoU()(*case).classification) == [P, P, N]
+    assert roles(MaxIoU(low_quality=False)(*case).classification) == [N, N, N]
+
+
+def test_max_iou_gives_a_forced_prior_to_the_object_it_overlaps_most() -> None:
+    # Prior 0 is the only one object 0 touches (4 / 64), but it overlaps object 1 fully: torchvision's rule.
+    anchors = priors((0, 0, 8, 8), (20, 0, 28, 8))
+    task = MaxIoU()(unread(anchors), anchors, targets((0, (2, 2, 4, 4)), (0, (0, 0, 8, 8)))).classification
+    assert slots(task) == [1, -1]
+
+
+def test_max_iou_gives_ties_to_the_lower_object() -> None:
+    anchors = priors((0, 0, 8, 8))
+    same = (0, (0, 0, 8, 6))
+    assert slots(MaxIoU()(unread(anchors), anchors, targets(same, same)).classification) == [0]
+
+
+def test_fcos_includes_both_ends_of_a_levels_range() -> None:
+    # Box 72 x 20. Level 0 (stride 8, farthest side <= 64): columns 12 to 60 have farthest max(x, 72 - x) <= 60; 4 and
+    # 68 have 68; rows 4 and 12: 7 * 2 = 14 points. Level 1 (64 to 128): the point (8, 8) has 72 - 8 = 64, an end;
+    # (24, 8), (40, 8), (56, 8) have less. Level 2 (>= 128): none.
+    grid = grid_priors([(4, 12), (2, 6), (1, 3)], [8, 16, 32])
+    task = PointInBox()(unread(grid), grid, targets((0, (0, 0, 72, 20)))).classification
+    expected = [12 * row + column for row in (0, 1) for column in range(1, 8)] + [48]
+    assert task.positive[0].nonzero()[:, 0].tolist() == expected
+    assert (task.role != Role.IGNORED).all()
+
+
+def test_fcos_with_all_levels_ignores_the_other_points_in_the_box() -> None:
+    # As above; further points in the box: (4, 4), (68, 4), (4, 12), (68, 12) and on level 1 (24, 8), (40, 8), (56, 8);
+    # on level 2 (16, 16) and (48, 16).
+    grid = grid_priors([(4, 12), (2, 6), (1, 3)], [8, 16, 32])
+    task = PointInBox(levels="all")(unread(grid), grid, targets((0, (0, 0, 72, 20)))).classification
+    ignored = (task.role[0] == Role.IGNORED).nonzero()[:, 0].tolist()
+    assert ignored == [0, 8, 12, 20, 49, 50, 51, 60, 61]
+    assert int(task.positive.sum()) == 15
+
+
+def test_fcos_gives_a_point_to_the_smallest_box_and_ties_to_the_lower_object() -> None:
+    grid = grid_priors([(1, 3)], [8])  # points (4, 4), (12, 4), (20, 4)
+    large, left, right = (0, (0, 0, 24, 8)), (0, (0, 0, 16, 8)), (0, (8, 0, 24, 8))
+    task = PointInBox()(unread(grid), grid, targets(large, left, right)).classification
+    assert slots(task) == [1, 1, 2]
+    assert slots(PointInBox()(unread(grid), grid, targets(large, right, left)).classification) == [2, 1, 1]
+
+
+def test_atss_takes_mean_plus_standard_deviation() -> None:
+    # Object 10 x 8 = 80. IoU with prior 1: 64 / 80 = .8; with 0 and 2: 8 / (80 + 64 - 8) = .0588.
+    # Mean .3059; sample deviation sqrt((.4941^2 + 2 * .2471^2) / 2) = .4279; threshold .7338 < .8.
+    grid = grid_priors([(1, 3)], [8], scale=1)
+    task = ATSS()(unread(grid), grid, targets((0, (7, 0, 17, 8)))).classification
+    assert roles(task) == [N, P, N]
+
+
+def test_atss_uses_the_deviation_of_a_sample() -> None:
+    # Object (8, 0, 24, 8): IoU 0, .5, .5, 0. Mean .25. The population's deviation .25 would make the threshold .5 and
+    # two positives; the sample's, sqrt(4 * .0625 / 3) = .2887, makes it .5387 and none.
+    grid = grid_priors([(1, 4)], [8], scale=1)
+    assert roles(ATSS()(unread(grid), grid, targets((0, (8, 0, 24, 8)))).classification) == [N] * 4
+
+
+@pytest.mark.parametrize("side", [1.1, 1.3, 1.7, 1.9, 2.3, 2.9, 3.1, 3.7])
+def test_atss_trains_an_object_whose_candidates_are_all_alike(side: float) -> None:
+    # One level, and the object inside all nine priors: nine equal IoUs, deviation 0, threshold = mean = IoU.
+    # Only the point (12, 12) lies in the box.
+    grid = grid_priors([(3, 3)], [8])
+    box = (12 - side, 12 - side, 12 + side, 12 + side)
+    assert roles(ATSS()(unread(grid), grid, targets((0, box))).classification) == [N] * 4 + [P] + [N] * 4
+
+
+# Mutual Guidance ------------------------------------------------------------------------------------------------------
+
+TEN = (0, 0, 10, 10)
+FIVE_PRIORS = priors(*((0, 0, 10, height) for height in (6, 5.5, 4.5, 2)), (50, 50, 60, 60))
+FIVE_BOXES = [(0, 0, 10, height) for height in (3, 9, 8, 7)] + [(50, 50, 60, 60)]
+
+
+def test_mutual_guidance_lets_the_tasks_disagree_about_an_anchor() -> None:
+    # Object 10 x 10. Prior IoU .6 .55 .45 .2 0: the first is forced to 1. Np = #(>= .5) = 2, Np + Ni = 3.
+    # Decoded IoU .3 .9 .8 .7 0: anchors 1 and 2 are positive for classification, 3 is ignored.
+    # Amplified, sigma 2, score 0 0 1 1 0: .6 .55 sqrt(.45) = .671 sqrt(.2) = .447 0: anchors 2 and 0 localise.
+    # So anchor 0 learns the box but background, anchor 1 the class but no box.
+    found = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
+    result = MutualGuidance()(found, FIVE_PRIORS, targets((0, TEN)))
+    assert roles(result.classification) == [N, P, P, I, N]
+    assert roles(result.localization) == [P, N, P, N, N]
+    assert result.classification.weight[0].tolist() == [1, 1, 1, 0, 1]
+
+
+def test_mutual_guidance_of_one_task_leaves_the_other_to_static_matching() -> None:
+    # Static: prior IoU 1 (forced) .55 | .45 | .2 0.
+    found = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
+    case = (found, FIVE_PRIORS, targets((0, TEN)))
+    l2c, c2l = MutualGuidance(tasks="l2c")(*case), MutualGuidance(tasks="c2l")(*case)
+    assert roles(l2c.classification) == [N, P, P, I, N] and roles(l2c.localization) == [P, P, N, N, N]
+    assert roles(c2l.classification) == [P, P, I, N, N] and roles(c2l.localization) == [P, N, P, N, N]
+
+
+def test_mutual_guidance_never_promotes_a_box_that_misses_the_object() -> None:
+    # Np = 2, but only anchor 3 predicts a box that touches the object.
+    boxes = [(50, 50, 60, 60)] * 3 + [TEN, (50, 50, 60, 60)]
+    result = MutualGuidance()(predictions([[0.0]] * 5, boxes), FIVE_PRIORS, targets((0, TEN)))
+    assert roles(result.classification) == [N, N, N, P, N]
+
+
+def test_mutual_guidance_forces_one_prior_for_an_object_below_every_threshold() -> None:
+    # 4 / 64 = .0625 with both priors: the lower one is forced, Np = 1.
+    anchors = priors((0, 0, 8, 8), (2, 0, 10, 8))
+    result = MutualGuidance()(predictions([[0.0]] * 2, [(3, 3, 5, 5)] * 2), anchors, targets((0, (3, 3, 5, 5))))
+    assert roles(result.localization) == [P, N] and roles(result.classification) == [P, N]
+
+
+def test_mutual_guidance_gives_a_prior_two_objects_force_to_the_lower_object() -> None:
+    # Both objects have prior 0 as their best (48 / 64 and 32 / 64): both are 1 there, the lower object keeps it.
+    # The other loses its only entry: Np = 0, it trains nothing.
+    anchors = priors((0, 0, 8, 8))
+    found = predictions([[0.0]], [(0, 0, 8, 8)])
+    weak, strong = (0, (0, 0, 8, 4)), (0, (0, 0, 8, 6))
+    assert slots(MutualGuidance()(found, anchors, targets(weak, strong)).localization) == [0]
+    assert slots(MutualGuidance()(found, anchors, targets(strong, weak)).classification) == [0]
+
+
+def test_amplified_iou_is_equation_one() -> None:
+    # (3 - .5) / 3 = 5/6; .5^(5/6) = .5612. Score 0 changes nothing; sigma 1.5, score 1: .125^(1/3) = .5.
+    torch.testing.assert_close(amplified_iou(torch.tensor(0.5), torch.tensor(0.5), sigma=3), torch.tensor(0.56123102))
+    torch.testing.assert_close(amplified_iou(torch.tensor(0.3), torch.tensor(0.0)), torch.tensor(0.3))
+    torch.testing.assert_close(amplified_iou(torch.tensor(0.125), torch.tensor(1.0), sigma=1.5), torch.tensor(0.5))
+
+
+# MLC ------------------------------------------------------------------------------------------------------------------
+
+# Object 10 x 10; prior IoU .6 .55 | .45 .42 | 0: two positives of the baseline, two it ignores, one negative.
+# I = .9 .3 .8 .2. Otsu on .2 .3 | .8 .9: 4 * (.25 - .85)^2 = 1.44, the most (the cuts beside it: 3 * (.2 - 2/3)^2 =
+# .653 and 3 * (.4333 - .9)^2 = .653). tau_loc = (.3 + .8) / 2 = .55.
+# S = .1 .7 .6 .2. By the same shape tau_cls = (.2 + .6) / 2 = .4.
+RETINA_PRIORS = priors(*((0, 0, 10, height) for height in (6, 5.5, 4.5, 4.2)), (50, 50, 60, 60))
+RETINA = predictions(
+    [[0.1], [0.7], [0.6], [0.2], [0.9]], [(0, 0, 10, height) for height in (9, 3, 8, 2)] + [(50, 50, 60, 60)]
+)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "at_a_quarter", "at_a_fifth", "at_seven_twentieths"),
+    [
+        (0.0, 1.0, 1.0, 1.0),
+        (0.5, 0.5, 0.2**0.5, 0.35**0.5),
+        (2.0, 0.0625, 0.04, 0.1225),
+    ],
+)
+def test_mlc_is_equations_four_to_eight(
+    alpha: float, at_a_quarter: float, at_a_fifth: float, at_seven_twentieths: float
+) -> None:
+    result = MutualLabeling(baseline=MaxIoU(), alpha=alpha)(RETINA, RETINA_PRIORS, targets((0, TEN)))
+    # Eq. 4: I > .55 for anchors 0 and 2. Eq. 5: 1 and 3 are negatives. Eq. 7: anchor 2 weighs |.8 - .55|^alpha and
+    # anchor 3 |.2 - .55|^alpha, because the baseline ignored them; 0 and 1 weigh 1.
+    assert roles(result.classification) == [P, N, P, N, N]
+    weight = torch.tensor([1, 1, at_a_quarter, at_seven_twentieths, 1])
+    torch.testing.assert_close(result.classification.weight[0], weight)
+    # Eq. 6: S > .4 for anchors 1 and 2. Eq. 8: anchor 2 weighs |.6 - .4|^alpha. The rest has no box to learn.
+    assert roles(result.localization) == [I, P, P, I, N]
+    torch.testing.assert_close(result.localization.weight[0], torch.tensor([0, 1, at_a_fifth, 0, 1]))
+    assert result.classification.quality[0].tolist() == [1, 0, 1, 0, 0]
+
+
+def test_mlc_of_one_task_leaves_the_other_to_the_baseline() -> None:
+    case = (RETINA, RETINA_PRIORS, targets((0, TEN)))
+    cls = MutualLabeling(baseline=MaxIoU(), tasks="cls")(*case)
+    loc = MutualLabeling(baseline=MaxIoU(), tasks="loc")(*case)
+    assert roles(cls.classification) == [P, N, P, N, N] and roles(cls.localization) == [P, P, I, I, N]
+    assert roles(loc.classification) == [P, P, I, I, N] and roles(loc.localization) == [I, P, P, I, N]
+
+
+def test_mlc_keeps_the_baselines_labels_where_otsu_has_no_cut() -> None:
+    # Every candidate predicts the object exactly: I = 1 for all. S differs and still cuts localisation.
+    found = Predictions(RETINA.scores, torch.tensor(TEN, dtype=torch.float32).expand(1, 5, 4))
+    result = MutualLabeling(baseline=MaxIoU())(found, RETINA_PRIORS, targets((0, TEN)))
+    assert roles(result.classification) == [P, P, I, I, N]
+    assert result.classification.weight[0].tolist() == [1, 1, 0, 0, 1]
+    assert roles(result.localization) == [I, P, P, I, N]
+
+
+def test_mlc_of_two_different_candidates_trains_the_higher() -> None:
+    anchors = priors((0, 0, 10, 6), (0, 0, 10, 5.5))
+    found = predictions([[0.2], [0.3]], [(0, 0, 10, 5), (0, 0, 10, 4)])
+    result = MutualLabeling(baseline=MaxIoU())(found, anchors, targets((0, TEN)))
+    assert roles(result.classification) == [P, N] and roles(result.localization) == [I, P]
+
+
+def test_mlc_of_a_single_candidate_keeps_it() -> None:
+    anchors = priors((0, 0, 10, 2))  # forced, IoU .2
+    result = MutualLabeling(baseline=MaxIoU())(predictions([[0.2]], [TEN]), anchors, targets((0, TEN)))
+    assert roles(result.classification) == [P] and roles(result.localization) == [P]
+
+
+def test_task_aligned_mlc_cuts_the_aligned_candidates_and_rescales_per_task() -> None:
+    # Concentric squares of side 16, 8, 12, 4 in the 16 px object: I = CIoU = 1, .25, .5625, .0625. S = .04 .81 .64 .01.
+    # Metric sqrt(S) * I^6 = .2, .9 / 4096 = 2.197e-4, .8 * .5625^6 = .025341, .1 / 16^6 = 5.96e-9.
+    # tau_loc: cuts of .0625 .25 .5625 1 give 3 * (.0625 - .6042)^2 = .880, 4 * (.15625 - .78125)^2 = 1.5625 and
+    # 3 * (.2917 - 1)^2 = 1.505: between .25 and .5625, tau_loc = .40625. tau_cls = (.04 + .64) / 2 = .34.
+    found = predictions(
+        [[0.04], [0.81], [0.64], [0.01]], [SIXTEEN, (4, 4, 12, 12), (2, 2, 14, 14), (6, 6, 10, 10)]
+    )
+    result = MutualLabeling(alpha=0.5)(found, QUAD, targets((0, SIXTEEN)))
+    # Positives weigh 1; their targets are .2 / .2 * 1 and .025341 / .2 * 1. What is dropped weighs |I - tau|^.5:
+    # |.25 - .40625|^.5 = .39528 and |.0625 - .40625|^.5 = .58630.
+    assert roles(result.classification) == [P, N, P, N]
+    torch.testing.assert_close(result.classification.quality[0], torch.tensor([1, 0, 0.126705, 0]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        result.classification.weight[0], torch.tensor([1, 0.395285, 1, 0.586302]), rtol=0, atol=1e-6
+    )
+    # Among anchors 1 and 2 the largest metric is .025341 and the largest overlap .5625:
+    # 2.197e-4 / .025341 * .5625 = .0048773 and .5625.
+    assert roles(result.localization) == [I, P, P, I]
+    torch.testing.assert_close(
+        result.localization.quality[0], torch.tensor([0, 0.0048773, 0.5625, 0]), rtol=0, atol=1e-6
+    )
+    assert result.localization.weight[0].tolist() == [0, 1, 1, 0]
+
+
+# Wrong use ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: MaxIoU(positive_iou=0.3, negative_iou=0.4), "negative_iou <= positive_iou"),
+        (lambda: MaxIoU(positive_iou=1.5), "positive_iou"),
+        (lambda: MaxIoU(negative_iou=-0.1), "negative_iou"),
+        (lambda: PointInBox(levels="some"), "'range' or 'all'"),  # type: ignore[arg-type]
+        (lambda: MutualGuidance(sigma=1.0), "above 1"),
+        (lambda: MutualGuidance(sigma=float("nan")), "above 1"),
+        (lambda: MutualGuidance(tasks="cls"), "'l2c'"),  # type: ignore[arg-type]
+        (lambda: MutualGuidance(negative_iou=0.0), "negative_iou"),
+        (lambda: MutualLabeling(alpha=-0.1), "0 or more"),
+        (lambda: MutualLabeling(alpha=float("nan")), "0 or more"),
+        (lambda: MutualLabeling(tasks="l2c"), "'cls'"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_assigner_refuses_values_outside_its_domain(make, word: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
+def test_predictions_and_targets_refuse_shapes_that_do_not_belong_together() -> None:
+    with pytest.raises(ValueError, match=r"scores \(B, A, K\)"):
+        Predictions(torch.zeros(1, 3, 2), torch.zeros(1, 4, 4))
+    with pytest.raises(ValueError, match=r"scores \(B, A, K\)"):
+        Predictions(torch.zeros(3, 2), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match=r"labels \(B, M\)"):
+        Targets(torch.zeros(1, 2), torch.zeros(1, 3, 4), torch.zeros(1, 2))
+    with pytest.raises(ValueError, match=r"labels \(B, M\)"):
+        Targets(torch.zeros(1, 2), torch.zeros(1, 2, 4), torch.zeros(1, 3))

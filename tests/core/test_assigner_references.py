@@ -1,0 +1,104 @@
+"""Every assigner equals its slow reference and, where there is one, the implementation others trust."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection._utils import Matcher
+from ultralytics.utils.tal import TaskAlignedAssigner
+
+from mlc_yolo.assigners import Assignment, MaxIoU, Role, TaskAligned, TaskAssignment
+from mlc_yolo.boxes import pairwise_iou
+
+from .references import VARIANTS, Image, Labels, images
+from .scenes import NUM_CLASSES, STRIDES, Scene, scene
+
+SEEDS = range(200)
+
+
+@cache
+def case(seed: int) -> tuple[Scene, list[Image]]:
+    return scene(seed), images(scene(seed))
+
+
+def assert_equals(task: TaskAssignment, index: int, expected: Labels, where: str) -> None:
+    np.testing.assert_array_equal(task.role[index].numpy(), expected.role, err_msg=f"role, {where}")
+    np.testing.assert_array_equal(task.gt_index[index].numpy(), expected.gt_index, err_msg=f"gt_index, {where}")
+    np.testing.assert_allclose(task.weight[index].numpy(), expected.weight, rtol=0, atol=2e-5, err_msg=where)
+    np.testing.assert_allclose(task.quality[index].numpy(), expected.quality, rtol=0, atol=2e-5, err_msg=where)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_an_assigner_equals_its_slow_reference_on_two_hundred_scenes(name: str) -> None:
+    variant = VARIANTS[name]
+    positives = 0
+    for seed in SEEDS:
+        batch, parts = case(seed)
+        result: Assignment = variant.assigner(*batch.inputs)
+        for index, image in enumerate(parts):
+            classification, localization = variant.reference(image)
+            assert_equals(result.classification, index, classification, f"classification, scene {seed}, {index}")
+            assert_equals(result.localization, index, localization, f"localization, scene {seed}, {index}")
+            positives += int((classification.role == Role.POSITIVE).sum())
+    assert positives > 1000  # the scenes are not idle
+
+
+def test_tal_equals_the_assigner_ultralytics_trains_with() -> None:
+    compared = 0
+    for seed in SEEDS:
+        predictions, priors, targets = scene(seed).inputs
+        upstream = TaskAlignedAssigner(
+            topk=10, num_classes=NUM_CLASSES, alpha=0.5, beta=6.0, stride=list(STRIDES)
+        )
+        valid = targets.valid[..., None]
+        args = (
+            predictions.scores,
+            predictions.boxes,
+            priors.points,
+            (targets.labels[..., None] * valid).float(),
+            targets.boxes * valid,
+            valid.float(),
+        )
+        _, boxes, scores, foreground, gt_index = upstream(*args)
+        if targets.labels.shape[1]:
+            # Upstream fills up to ten with pairs of metric 0. They train nothing, but may contest another's anchor.
+            claimed, metric, _ = upstream.get_pos_mask(args[0], args[1], args[3], args[4], args[2], args[5])
+            filled = (claimed > 0) & (metric == 0)
+            if (filled.any(1) & (claimed.sum(1) > 1)).any():
+                continue
+        foreground &= scores.sum(-1) > 0
+        compared += 1
+
+        task = TaskAligned()(predictions, priors, targets).classification
+        torch.testing.assert_close(task.positive, foreground, msg=f"scene {seed}")
+        torch.testing.assert_close(task.gt_index[foreground], gt_index[foreground].long(), msg=f"scene {seed}")
+        torch.testing.assert_close(task.quality, scores.sum(-1), rtol=1e-5, atol=1e-6, msg=f"scene {seed}")
+        image = torch.arange(len(boxes))[:, None].expand_as(foreground)[foreground]
+        torch.testing.assert_close(targets.boxes[image, task.gt_index[foreground]], boxes[foreground])
+    assert compared > 150
+
+
+@pytest.mark.parametrize("low_quality", [True, False])
+def test_max_iou_equals_torchvisions_matcher_where_every_object_overlaps_a_prior(low_quality: bool) -> None:
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=low_quality)
+    compared = 0
+    for seed in SEEDS:
+        predictions, priors, targets = scene(seed).inputs
+        task = MaxIoU(low_quality=low_quality)(predictions, priors, targets).classification
+        for index, valid in enumerate(targets.valid):
+            (slots,) = valid.nonzero(as_tuple=True)
+            iou = pairwise_iou(targets.boxes[index, slots], priors.boxes)
+            if not len(slots) or not iou.any(1).all():
+                continue
+            matches = matcher(iou)
+            positive = matches >= 0
+            role = torch.where(positive, int(Role.POSITIVE), int(Role.NEGATIVE))
+            role[matches == Matcher.BETWEEN_THRESHOLDS] = int(Role.IGNORED)
+            gt_index = torch.where(positive, slots[matches.clamp(min=0)], -1)
+            torch.testing.assert_close(task.role[index], role.to(torch.int8), msg=f"scene {seed}, {index}")
+            torch.testing.assert_close(task.gt_index[index], gt_index, msg=f"scene {seed}, {index}")
+            compared += 1
+    assert compared > 100

@@ -1,0 +1,85 @@
+"""Which assigner trains in which epoch, and which one an option names."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlc_yolo.assigners import (
+    ATSS,
+    MaxIoU,
+    MutualGuidance,
+    MutualLabeling,
+    PointInBox,
+    Schedule,
+    TaskAligned,
+    build_assigner,
+)
+from mlc_yolo.engine.options import defaults, specifications
+
+
+def test_the_base_trains_the_warm_up_and_the_main_assigner_the_rest() -> None:
+    base, main = TaskAligned(), MaxIoU()
+    schedule = Schedule(base, main, warmup=3)
+    assert [schedule.at(epoch) is main for epoch in range(6)] == [False, False, False, True, True, True]
+    assert schedule.at(2) is base
+
+
+def test_without_a_warm_up_the_main_assigner_trains_from_the_start() -> None:
+    main = MaxIoU()
+    assert Schedule(TaskAligned(), main, warmup=0).at(0) is main
+
+
+def test_an_epoch_alone_decides_so_that_resuming_needs_no_state() -> None:
+    schedule = Schedule(TaskAligned(), MaxIoU(), warmup=3)
+    late = schedule.at(5)
+    assert schedule.at(1) is schedule.base and schedule.at(5) is late
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("tal", TaskAligned),
+        ("max_iou", MaxIoU),
+        ("fcos", PointInBox),
+        ("atss", ATSS),
+        ("mutual_guidance", MutualGuidance),
+        ("mlc", MutualLabeling),
+    ],
+)
+def test_every_name_in_the_options_builds_its_assigner(name: str, kind: type) -> None:
+    assert name in specifications()["assigner"]["choices"]
+    assert type(build_assigner(name, defaults())) is kind
+
+
+def test_no_name_is_left_out() -> None:
+    choices = specifications()["assigner"]["choices"]
+    assert {type(build_assigner(name, defaults())) for name in choices} == {
+        TaskAligned,
+        MaxIoU,
+        PointInBox,
+        ATSS,
+        MutualGuidance,
+        MutualLabeling,
+    }
+    assert set(specifications()["assigner_base"]["choices"]) <= set(choices)
+
+
+def test_the_options_reach_the_assigner() -> None:
+    guidance = build_assigner("mutual_guidance", defaults() | {"mg_sigma": 1.5, "mg_tasks": "l2c"})
+    assert isinstance(guidance, MutualGuidance)
+    assert (guidance.sigma, guidance.tasks) == (1.5, "l2c")
+    labeling = build_assigner("mlc", defaults() | {"mlc_alpha": 2, "mlc_tasks": "loc", "mlc_candidates": "inside"})
+    assert isinstance(labeling, MutualLabeling) and isinstance(labeling.baseline, PointInBox)
+    assert (labeling.alpha, labeling.tasks, labeling.baseline.levels) == (2, "loc", "all")
+
+
+@pytest.mark.parametrize("candidates", specifications()["mlc_candidates"]["choices"])
+def test_every_kind_of_candidates_has_a_baseline(candidates: str) -> None:
+    labeling = build_assigner("mlc", defaults() | {"mlc_candidates": candidates})
+    assert isinstance(labeling, MutualLabeling)
+    assert isinstance(labeling.baseline, TaskAligned if candidates == "tal" else PointInBox)
+
+
+def test_an_unknown_name_is_a_key_error() -> None:
+    with pytest.raises(KeyError, match="simota"):
+        build_assigner("simota", defaults())

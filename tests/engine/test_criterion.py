@@ -1,0 +1,176 @@
+"""The criterion: every assigner on every head, against stock losses and by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
+
+from mlc_yolo.assigners import Assignment, Predictions, Schedule, Targets, TaskAligned, build_assigner
+from mlc_yolo.engine import options
+from mlc_yolo.engine.criterion import build_criterion
+from mlc_yolo.heads.iou_aware import add_iou_channel
+from mlc_yolo.priors import Priors
+
+ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc"]
+
+
+def _model(name: str, *, iou: bool = True) -> Any:
+    torch.manual_seed(0)
+    model = DetectionModel(f"{name}.yaml", nc=3, verbose=False)
+    model.args = DEFAULT_CFG
+    if iou:
+        add_iou_channel(model.model[-1])
+    return model.train()
+
+
+def _batch(rows: list[list[float]], size: tuple[int, int] = (64, 96), images: int = 2) -> dict[str, torch.Tensor]:
+    table = torch.tensor(rows, dtype=torch.float32).view(-1, 6)
+    image = torch.rand((images, 3, *size), generator=torch.Generator().manual_seed(1))
+    return {"img": image, "batch_idx": table[:, 0], "cls": table[:, 1:2], "bboxes": table[:, 2:]}
+
+
+OBJECTS = [[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], [1, 1, 0.5, 0.5, 0.9, 0.9]]
+
+
+def _criterion(model: Any, assigner: Any, *, gain: float = 1.0) -> Any:
+    main = build_assigner(assigner, options.defaults()) if isinstance(assigner, str) else assigner
+    return build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=gain)
+
+
+@pytest.mark.parametrize(
+    ("name", "assigner"),
+    [
+        *((name, assigner) for name in ("yolov8n", "yolo11n", "yolo12n", "yolo26n") for assigner in ASSIGNERS),
+        *((name, assigner) for name in ("yolov8-p2", "yolov8-p6", "yolo26-p2") for assigner in ("tal", "mlc")),
+    ],
+)
+def test_every_assigner_trains_every_head(name: str, assigner: str) -> None:
+    model = _model(name)
+    batch = _batch(OBJECTS, (64, 128))
+    losses, items = _criterion(model, assigner)(model(batch["img"]), batch)
+    losses.sum().backward()
+    assert losses.isfinite().all() and losses.shape == (4,)
+    assert list(items)[0] == "box_loss" and {"iou_loss", "pos_cls", "pos_loc"} <= items.keys()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.model[-1].cv_iou.parameters())
+
+
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+@pytest.mark.parametrize("rows", [[], [[1, 0, 0.5, 0.5, 0.5, 0.5]], [[0, 1, 0.5, 0.5, 0.0, 0.4]]])
+def test_batches_without_objects_half_empty_or_with_a_box_without_area_train(
+    assigner: str, rows: list[list[float]]
+) -> None:
+    model = _model("yolo11n")
+    batch = _batch(rows)
+    losses, items = _criterion(model, assigner)(model(batch["img"]), batch)
+    losses.sum().backward()
+    assert losses.isfinite().all()
+    if not rows:
+        assert items["pos_cls"] == items["pos_loc"] == 0 and losses[0] == losses[2] == losses[3] == 0
+
+
+def test_a_thousand_objects_in_one_image_train() -> None:
+    model = _model("yolo11n")
+    generator = torch.Generator().manual_seed(0)
+    centre, size = torch.rand((1000, 2), generator=generator), torch.rand((1000, 2), generator=generator) * 0.2
+    rows = torch.cat((torch.zeros(1000, 2), centre, size), 1).tolist()
+    batch = _batch(rows, (64, 64))
+    for assigner in ASSIGNERS:
+        losses, _ = _criterion(model, assigner)(model(batch["img"]), batch)
+        assert losses.isfinite().all(), assigner
+
+
+@pytest.mark.parametrize(("name", "stock"), [("yolo11n", v8DetectionLoss), ("yolo26n", E2ELoss)])
+def test_tal_without_iou_channel_gives_stock_losses_exactly(name: str, stock: type) -> None:
+    model, batch = _model(name, iou=False), _batch(OBJECTS)
+    preds = model(batch["img"])
+    expected, expected_items = stock(model)(preds, batch)
+    losses, items = _criterion(model, "tal")(preds, batch)
+    assert torch.equal(losses, expected)
+    assert all(torch.equal(items[key], value) for key, value in expected_items.items())
+
+
+class _RenamedTaskAligned:
+    """The same decision through the per-task path, which recognises upstream's path by class."""
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        return TaskAligned()(predictions, priors, targets)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo26n"])
+def test_per_task_path_gives_the_stock_losses_for_the_stock_assignment(name: str) -> None:
+    model, batch = _model(name), _batch(OBJECTS)
+    preds = model(batch["img"])
+    expected, _ = _criterion(model, "tal")(preds, batch)
+    losses, _ = _criterion(model, _RenamedTaskAligned())(preds, batch)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.equal(losses, torch.zeros_like(losses))
+
+
+def test_iou_loss_is_mean_squared_error_over_positives_of_either_task() -> None:
+    model, batch = _model("yolo11n"), _batch(OBJECTS)
+    preds = model(batch["img"])
+    criterion = _criterion(model, "mlc", gain=2.0)
+    seen: list[tuple[Predictions, Targets, Assignment]] = []
+    assigner = criterion.schedule.main
+
+    def spy(predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        seen.append((predictions, targets, assigner(predictions, priors, targets)))
+        return seen[-1][2]
+
+    losses, _ = _criterion(model, spy, gain=2.0)(preds, batch)
+    predictions, targets, assignment = seen[0]
+    errors = []
+    for b, a in (assignment.classification.positive | assignment.localization.positive).nonzero().tolist():
+        task = assignment.classification if assignment.classification.positive[b, a] else assignment.localization
+        box, goal = predictions.boxes[b, a], targets.boxes[b, task.gt_index[b, a]]
+        left_top, right_bottom = torch.maximum(box[:2], goal[:2]), torch.minimum(box[2:], goal[2:])
+        overlap = (right_bottom - left_top).clamp(0).prod()
+        iou = overlap / ((box[2:] - box[:2]).prod() + (goal[2:] - goal[:2]).prod() - overlap)
+        errors.append((preds["iou"][b, 0, a].sigmoid() - iou) ** 2)
+    expected = 2.0 * torch.stack(errors).mean() * len(batch["img"])
+    torch.testing.assert_close(losses[3], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_iou_loss_moves_no_box() -> None:
+    model, batch = _model("yolo11n"), _batch(OBJECTS)
+    preds = {k: v.detach().requires_grad_() if torch.is_tensor(v) else v for k, v in model(batch["img"]).items()}
+    losses, _ = _criterion(model, "tal")(preds, batch)
+    losses[3].backward()
+    assert preds["iou"].grad.abs().sum() > 0
+    assert preds["boxes"].grad is None or not preds["boxes"].grad.any()
+
+
+def test_one_to_one_branch_keeps_its_own_assignment() -> None:
+    criterion = _criterion(_model("yolo26n"), "mlc")
+    assert isinstance(criterion.one2one.schedule.main, TaskAligned)
+    assert criterion.one2one.assigner.topk2 == 1
+    assert not isinstance(criterion.one2many.schedule.main, TaskAligned)
+
+
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+def test_half_precision_outputs_give_the_full_precision_losses(assigner: str) -> None:
+    model, batch = _model("yolo11n"), _batch(OBJECTS)
+    preds = model(batch["img"])
+    rounded = {k: v.detach().bfloat16() if torch.is_tensor(v) else v for k, v in preds.items()}
+    full = {k: v.float() if torch.is_tensor(v) else v for k, v in rounded.items()}
+    criterion = _criterion(model, assigner)
+    expected, _ = criterion(full, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        losses, _ = criterion(rounded, batch)
+    torch.testing.assert_close(losses.float(), expected, rtol=0.05, atol=0.02)
+
+
+def test_class_weights_scale_the_class_loss_of_the_per_task_path() -> None:
+    model, batch = _model("yolo11n"), _batch(OBJECTS)
+    preds = model(batch["img"])
+    plain, _ = _criterion(model, "fcos")(preds, batch)
+    model.class_weights = torch.full((3,), 2.0)
+    weighted, _ = _criterion(model, "fcos")(preds, batch)
+    torch.testing.assert_close(weighted[1], 2 * plain[1])
+
+

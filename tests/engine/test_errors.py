@@ -1,0 +1,110 @@
+"""Bad input gets a clear error before any file is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mlc_yolo import MLCYOLO
+
+TINY = {"imgsz": 64, "batch": 8, "epochs": 2, "plots": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"assigner": "mcl"}, ValueError, "Did you mean 'mlc'"),
+        ({"assigner": "mutual_guidence"}, ValueError, "Did you mean 'mutual_guidance'"),
+        ({"assigner_base": "mlc"}, ValueError, "must be one of tal, max_iou, fcos, atss"),
+        ({"mlc_alpha": -1}, ValueError, "mlc_alpha=-1 must be 0 or more"),
+        ({"mlc_alpha": "big"}, TypeError, "must be a number"),
+        ({"mg_sigma": 1}, ValueError, "mg_sigma=1 must be above 1"),
+        ({"mg_sigma": float("nan")}, ValueError, "finite"),
+        ({"assigner_warmup": -1}, ValueError, "0 or more"),
+        ({"assigner": "mlc", "assigner_warmup": 2}, ValueError, "must end before the run of epochs=2"),
+        ({"assigner": "mlc", "assigner_warmup": 1.5}, ValueError, "whole epochs"),
+        ({"iou_head": "yes"}, TypeError, "True or False"),
+        ({"iou_gain": -0.1}, ValueError, "0 or more"),
+        ({"mlc_candidates": "boxes"}, ValueError, "tal, level, inside"),
+        ({"assginer": "mlc"}, SyntaxError, "assigner"),
+    ],
+)
+def test_wrong_options_are_named_and_touch_no_file(
+    options: dict[str, Any], error: type[Exception], message: str, tiny_data: Path, run_dir: Path
+) -> None:
+    model = MLCYOLO("yolo11n.yaml")
+    with pytest.raises(error, match=message):
+        model.train(data=str(tiny_data), project=str(run_dir), **TINY, **options)
+    assert not list(run_dir.iterdir())
+
+
+@pytest.mark.parametrize("options", [{"assigner": "mlc"}, {"iou_head": True}, {"assigner": lambda *a: None}])
+def test_a_segmentation_model_refuses_our_options(options: dict[str, Any], tiny_data: Path, run_dir: Path) -> None:
+    model = MLCYOLO("yolo11n-seg.yaml")
+    with pytest.raises(ValueError, match="segment model"):
+        model.train(data=str(tiny_data), project=str(run_dir), **TINY, **options)
+    assert not list(run_dir.iterdir())
+
+
+def test_a_head_without_room_for_the_channel_is_refused_by_name(tiny_data: Path, run_dir: Path) -> None:
+    model = MLCYOLO("yolov10n.yaml")
+    with pytest.raises(TypeError, match="v10Detect"):
+        model.train(data=str(tiny_data), project=str(run_dir), **TINY)
+    assert not list(run_dir.iterdir())
+
+
+@pytest.mark.parametrize(("name", "family"), [("rtdetr-l.yaml", "another family"), ("yolov8s-world.yaml", "YOLOWorld")])
+def test_other_families_are_refused_by_name(name: str, family: str) -> None:
+    with pytest.raises(TypeError, match=family):
+        MLCYOLO(name)
+
+
+def test_rescore_cannot_be_changed_in_an_exported_model(tmp_path: Path) -> None:
+    exported = tmp_path / "model.onnx"
+    exported.write_bytes(b"")
+    model = MLCYOLO(exported, task="detect")
+    with pytest.raises(ValueError, match="export again"):
+        model.predict("nothing.jpg", rescore=False)
+
+
+def test_a_missing_dataset_is_named(run_dir: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"nowhere\.yaml"):
+        MLCYOLO("yolo11n.yaml").train(data="nowhere.yaml", project=str(run_dir), **TINY)
+
+
+def _dataset(root: Path, label: str | None) -> Path:
+    import cv2
+    import numpy as np
+
+    for split in ("train", "val"):
+        (root / "images" / split).mkdir(parents=True)
+        (root / "labels" / split).mkdir(parents=True)
+        for i in range(2) if label is not None else ():
+            cv2.imwrite(str(root / "images" / split / f"{i}.png"), np.full((64, 64, 3), 90 + i, np.uint8))
+            (root / "labels" / split / f"{i}.txt").write_text(label)
+    data = root / "data.yaml"
+    data.write_text(f"path: {root}\ntrain: images/train\nval: images/val\nnames: [one, two]\n")
+    return data
+
+
+def test_an_empty_dataset_is_named(tmp_path: Path, run_dir: Path) -> None:
+    data = _dataset(tmp_path / "empty", None)
+    with pytest.raises((FileNotFoundError, RuntimeError), match="images"):
+        MLCYOLO("yolo11n.yaml").train(data=str(data), project=str(run_dir), **TINY)
+
+
+def test_labels_out_of_range_are_named_by_file(tmp_path: Path, run_dir: Path) -> None:
+    data = _dataset(tmp_path / "range", "7 0.5 0.5 0.4 0.4\n")
+    with pytest.raises(RuntimeError, match=r"(?s)train/0\.png.*class 7 exceeds dataset class count 2"):
+        MLCYOLO("yolo11n.yaml").train(data=str(data), project=str(run_dir), **TINY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["", "0 0.5 0.5 0 0.4\n"])
+def test_images_without_objects_and_boxes_without_area_train(label: str, tmp_path: Path, run_dir: Path) -> None:
+    data = _dataset(tmp_path / "none", label)
+    model = MLCYOLO("yolo11n.yaml")
+    model.train(data=str(data), assigner="mlc", project=str(run_dir), name="run", **TINY)
+    assert (run_dir / "run" / "weights" / "best.pt").exists()

@@ -1,0 +1,116 @@
+"""The command line as a newcomer types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlc_yolo import __version__, cli
+
+TRAIN = ("train", "model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=8", "plots=False")
+
+
+def _run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mlc_yolo.cli", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd
+    )
+
+
+@pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"]])
+def test_help_lists_modes_and_every_option(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    from mlc_yolo.engine import options
+
+    assert cli.main(words) == 0
+    shown = capsys.readouterr().out
+    assert all(mode in shown for mode in (*cli.MODES, *cli.OWN_MODES))
+    assert all(f"{name}=" in shown for name in options.defaults())
+
+
+def test_help_loads_neither_torch_nor_ultralytics() -> None:
+    code = "import sys; from mlc_yolo import cli; cli.main(['help']); print({'torch', 'ultralytics'} & set(sys.modules))"
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert shown.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("word", ["version", "--version"])
+def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([word]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "assigner=mcl"], "Did you mean 'mlc'"),
+        (["train", "assginer=mlc"], "Did you mean 'assigner'"),
+        (["trian"], "Did you mean 'train'"),
+        (["data=demo.yaml"], "expected a mode first"),
+        (["train", "epochs"], "'epochs' needs a value: epochs=100"),
+        (["train", "mlc_alpha=-1"], "0 or more"),
+        (["train", "mg_sigma=1"], "above 1"),
+        (["train", "iou_head=maybe"], "True or False"),
+        (["train", "data="], "missing 'data' value"),
+        (["train", "cfg=nowhere.yaml"], "no such file"),
+        (["train", "imgsz=[64"], "unmatched"),
+    ],
+)
+def test_a_wrong_command_line_says_what_to_do(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(words) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+
+
+def test_values_are_read_as_upstream_reads_them(tmp_path: Path) -> None:
+    cfg = tmp_path / "mine.yaml"
+    cfg.write_text("assigner: mlc\nepochs: 7\n")
+    mode, arguments = cli.parse(
+        ["train", f"cfg={cfg}", "epochs=3", "assigner_warmup", "=", "0.5", "cos_lr", "iou_head=True", "name=12"]
+    )
+    assert mode == "train"
+    assert arguments == {
+        "assigner": "mlc",
+        "epochs": 3,
+        "assigner_warmup": 0.5,
+        "cos_lr": True,
+        "iou_head": True,
+        "name": "12",
+    }
+
+
+def test_a_short_name_is_made_canonical() -> None:
+    assert cli.parse(["train", "assigner=mg"])[1] == {"assigner": "mutual_guidance"}
+
+
+@pytest.mark.slow
+def test_train_val_predict_and_export_from_a_shell(tiny_data: Path, run_dir: Path) -> None:
+    place = (f"project={run_dir}", "exist_ok=True")
+    trained = _run(*TRAIN, f"data={tiny_data}", "assigner=mlc", "name=train", *place, cwd=run_dir)
+    assert trained.returncode == 0, trained.stderr
+    best = run_dir / "train" / "weights" / "best.pt"
+
+    validated = _run("val", f"model={best}", f"data={tiny_data}", "imgsz=64", "coco_eval=True", "name=val", *place)
+    assert validated.returncode == 0, validated.stderr
+    assert "Spearman" in validated.stdout + validated.stderr
+
+    image = next((tiny_data.parent / "images" / "val").glob("*.png"))
+    predicted = _run("predict", f"model={best}", f"source={image}", "imgsz=64", "name=predict", *place)
+    assert predicted.returncode == 0, predicted.stderr
+    assert list((run_dir / "predict").glob("*"))
+
+    exported = _run("export", f"model={best}", "format=stock")
+    assert exported.returncode == 0, exported.stderr
+    assert best.with_name("best_stock.pt").exists()
+
+
+@pytest.mark.slow
+def test_tune_trains_candidates_with_our_options(tiny_data: Path, run_dir: Path) -> None:
+    words = [word for word in TRAIN if word != "train"]
+    tuned = _run("tune", *words, f"data={tiny_data}", "assigner=atss", "iterations=1", "val=False", f"project={run_dir}")
+    assert tuned.returncode == 0, tuned.stdout + tuned.stderr
+    arguments = [path.read_text() for path in run_dir.rglob("args.yaml")]
+    assert arguments and all("assigner: atss" in text for text in arguments)
