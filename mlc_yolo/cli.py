@@ -136,9 +136,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         listed = ", ".join((*MODES, *OWN_MODES))
         raise UsageError(f"expected a mode first, one of {listed}" + (f"; got '{mode}'" if mode else ""))
     ours, _ = options.split(overrides)
-    if mode == "assignments":
-        ours.pop("assigner", None)  # takes a list there, and checks it itself
     try:
+        if mode == "assignments" and "assigner" in ours:
+            from mlc_yolo.engine.assignments import assigner_pair
+
+            overrides["assigner"] = assigner_pair(ours.pop("assigner"))
         overrides.update(options.check(ours))
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error

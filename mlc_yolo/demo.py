@@ -11,8 +11,9 @@ DEFAULTS: dict[str, Any] = {
     "data": "demo.yaml",
     "assigner": "mlc",
     "epochs": 12,
-    "imgsz": 320,
+    "imgsz": 224,
     "batch": 16,
+    "nbs": 16,  # upstream's 64 would leave 5 optimiser steps an epoch
     "warmup_epochs": 1.0,
     "close_mosaic": 4,
     "optimizer": "AdamW",

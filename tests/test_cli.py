@@ -30,7 +30,9 @@ def test_help_lists_modes_and_every_option(words: list[str], capsys: pytest.Capt
 
 
 def test_help_loads_neither_torch_nor_ultralytics() -> None:
-    code = "import sys; from mlc_yolo import cli; cli.main(['help']); print({'torch', 'ultralytics'} & set(sys.modules))"
+    code = (
+        "import sys; from mlc_yolo import cli; cli.main(['help']); print({'torch', 'ultralytics'} & set(sys.modules))"
+    )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "set()"
 
@@ -110,7 +112,9 @@ def test_train_val_predict_and_export_from_a_shell(tiny_data: Path, run_dir: Pat
 @pytest.mark.slow
 def test_tune_trains_candidates_with_our_options(tiny_data: Path, run_dir: Path) -> None:
     words = [word for word in TRAIN if word != "train"]
-    tuned = _run("tune", *words, f"data={tiny_data}", "assigner=atss", "iterations=1", "val=False", f"project={run_dir}")
+    tuned = _run(
+        "tune", *words, f"data={tiny_data}", "assigner=atss", "iterations=1", "val=False", f"project={run_dir}"
+    )
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     arguments = [path.read_text() for path in run_dir.rglob("args.yaml")]
     assert arguments and all("assigner: atss" in text for text in arguments)

@@ -172,12 +172,7 @@ def _assigner_inputs(
     raw = raw.get("one2many", raw)
     if not raw:
         raise ValueError("the one-to-many branch is gone: the model was fused. Load the checkpoint anew")
-    priors = criterion._priors(raw)
-    strides = priors.strides[:, None]
-    boxes = criterion.bbox_decode(priors.points / strides, raw["boxes"].permute(0, 2, 1).contiguous()) * strides
-    size = torch.tensor(image.shape[2:], device=criterion.device, dtype=image.dtype)
-    targets = criterion._targets(batch, len(image), size)
-    return Predictions(raw["scores"].permute(0, 2, 1).sigmoid(), boxes), priors, targets
+    return criterion.assigner_inputs(raw, batch)
 
 
 def _without_padding(batch: dict[str, Any]) -> tuple[float, float, float, float]:

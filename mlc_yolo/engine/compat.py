@@ -14,6 +14,11 @@
 | `DetectionModel.load` takes every tensor that agrees in name and shape | checkpoint |
 | keys of `model.yaml` the parser does not know are kept | checkpoint |
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
+| `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
+| `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |
+| `Detect` in evaluation returns (decoded, raw), raw holding "one2many" where there are two branches | assignments |
+| a detection dataset has `labels[i]["cls"]`; its samples carry `ori_shape` and `ratio_pad` | assignments |
+| `read_results_csv` fills the checkpoint's `train_results` | trainer |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
 """
 

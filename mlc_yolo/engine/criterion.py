@@ -101,6 +101,20 @@ class PerTaskLoss(v8DetectionLoss):
         items["pos_cls"], items["pos_loc"] = (step.counts / batch_size).unbind()
         return losses * batch_size, items
 
+    def assigner_inputs(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
+        """Return what an assigner gets to see of raw head outputs and a batch.
+
+        Args:
+            preds: raw head outputs, as for `loss`.
+            batch: upstream's training batch.
+
+        Returns:
+            Detached predictions, priors and targets.
+        """
+        priors = self._priors(preds)
+        distances = preds["boxes"].permute(0, 2, 1).contiguous()
+        return self._inputs(preds, batch, priors, self.bbox_decode(priors.points / priors.strides[:, None], distances))
+
     def _upstream_step(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> _Step:
         assigned, losses, items = self.get_assigned_targets_and_loss(preds, batch)
         positive, _, boxes, _, _ = assigned
@@ -114,11 +128,8 @@ class PerTaskLoss(v8DetectionLoss):
         strides = priors.strides[:, None]
         cells = priors.points / strides
         decoded = self.bbox_decode(cells, distances)
-        image_size = torch.tensor(preds["feats"][0].shape[2:], device=self.device, dtype=logits.dtype) * self.stride[0]
-        targets = self._targets(batch, logits.shape[0], image_size)
-
-        assigner = self.schedule.at(self.epoch)
-        assignment = assigner(Predictions(logits.detach().sigmoid(), decoded.detach() * strides), priors, targets)
+        predictions, _, targets = self._inputs(preds, batch, priors, decoded)
+        assignment = self.schedule.at(self.epoch)(predictions, priors, targets)
         cls, loc = assignment.classification, assignment.localization
         boxes = _gather_boxes(targets, loc)
 
@@ -131,7 +142,7 @@ class PerTaskLoss(v8DetectionLoss):
             (loc.quality * loc.weight)[..., None],
             self._normaliser(loc.quality),
             loc.positive,
-            image_size,
+            self._image_size(preds),
             strides,
         )
         losses = torch.stack((box_loss * self.hyp.box, cls_loss * self.hyp.cls, dfl_loss * self.hyp.dfl))
@@ -152,6 +163,19 @@ class PerTaskLoss(v8DetectionLoss):
     def _priors(self, preds: dict[str, Tensor]) -> Priors:
         sizes = [tuple(features.shape[2:]) for features in preds["feats"]]
         return grid_priors(sizes, self.level_strides, scale=self.prior_scale, device=self.device)
+
+    def _inputs(
+        self, preds: dict[str, Tensor], batch: dict[str, Any], priors: Priors, decoded: Tensor
+    ) -> tuple[Predictions, Priors, Targets]:
+        """Wrap what was decoded, in cells, for an assigner."""
+        scores = preds["scores"].detach().permute(0, 2, 1).sigmoid()
+        targets = self._targets(batch, len(scores), self._image_size(preds))
+        return Predictions(scores, decoded.detach() * priors.strides[:, None]), priors, targets
+
+    def _image_size(self, preds: dict[str, Tensor]) -> Tensor:
+        """Height and width of the network's input in px, (2,)."""
+        cells = torch.tensor(preds["feats"][0].shape[2:], device=self.device, dtype=preds["scores"].dtype)
+        return cells * self.stride[0]
 
     def _targets(self, batch: dict[str, Any], batch_size: int, image_size: Tensor) -> Targets:
         rows = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)

@@ -64,11 +64,13 @@ def to_stock(model: DetectionModel) -> DetectionModel:
     head = stock.model[-1]
     if isinstance(head, IoUAwareDetect):
         for prefix in ("", "one2one_"):
-            iou_convs = head.__dict__.pop(f"{prefix}cv_iou", None) or head._modules.pop(f"{prefix}cv_iou", None)
-            if head.rescore and iou_convs is not None:
-                towers, class_branches = getattr(head, f"{prefix}cv2"), getattr(head, f"{prefix}cv3")
+            iou_convs: nn.ModuleList | None = getattr(head, f"{prefix}cv_iou", None)
+            towers, class_branches = getattr(head, f"{prefix}cv2", None), getattr(head, f"{prefix}cv3", None)
+            if head.rescore and iou_convs is not None and towers is not None:  # not a branch that `fuse()` dropped
                 rewritten = map(_rescored_class_branch, towers, class_branches, iou_convs)
                 setattr(head, f"{prefix}cv3", nn.ModuleList(rewritten))
+            if hasattr(head, f"{prefix}cv_iou"):
+                delattr(head, f"{prefix}cv_iou")
         del head.rescore
         head.__class__ = Detect
     return stock.train(model.training)

@@ -130,6 +130,15 @@ class MLCTrainer(DetectionTrainer):
         warmup = options.warmup_epochs(self.args.assigner_warmup, self.args.assigner, self.epochs)
         return Schedule(build_assigner(self.args.assigner_base, ours), main, warmup)
 
+    def read_results_csv(self) -> dict[str, list[Any]]:
+        """Read results.csv; "nan", which a rank correlation without detections is, stays a number."""
+        import polars
+
+        try:
+            return polars.read_csv(self.csv, null_values=["nan"], infer_schema_length=None).to_dict(as_series=False)
+        except (OSError, polars.exceptions.PolarsError):
+            return {}
+
     def _attach_criterion(self) -> Any:
         model = _trained(unwrap_model(self.model))
         model.criterion = build_criterion(

@@ -106,7 +106,7 @@ class MLCMetrics(DetMetrics):
         """Return the row "all", in the order of `keys`."""
         return [*super().mean_results(), self.spearman, self.spearman_pooled, *self.coco.values()]
 
-    def class_result(self, i: int) -> tuple[float, ...]:  # type: ignore[override]  # two columns more than upstream's
+    def class_result(self, i: int) -> tuple[float, ...]:
         """Return the row of the i-th class that has objects: upstream's four, then the two coefficients."""
         return (*super().class_result(i), *self._class_spearman(i))
 

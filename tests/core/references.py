@@ -122,7 +122,7 @@ def iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def ciou(first: np.ndarray, second: np.ndarray, eps: float = 1e-7) -> float:
-    """Complete IoU (Zheng et al., eq. 10-11), eps where Ultralytics puts it: reversed boxes give what they give there."""
+    """Complete IoU (Zheng et al., eq. 10-11); eps where Ultralytics puts it, for boxes without area."""
     (ax, ay, ar, ab), (bx, by, br, bb) = first.tolist(), second.tolist()
     aw, ah, bw, bh = ar - ax, ab - ay + eps, br - bx, bb - by + eps
     intersection = max(0.0, min(ar, br) - max(ax, bx)) * max(0.0, min(ab, bb) - max(ay, by))
@@ -151,7 +151,7 @@ def _ious(objects: list[Object], boxes: np.ndarray) -> np.ndarray:
 @cache
 def aligned(image: Image, topk: int) -> tuple[dict[int, int], np.ndarray, np.ndarray, dict[tuple[int, int], int]]:
     """Return anchor -> object, the metric and the overlap (objects, anchors), and each pair's rank by the metric."""
-    second_stride = np.unique(image.strides)[: 2][-1]
+    second_stride = np.unique(image.strides)[:2][-1]
     metric = np.zeros((len(image.objects), len(image.points)))
     overlap = np.zeros_like(metric)
     claims: dict[int, list[int]] = {}

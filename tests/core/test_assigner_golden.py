@@ -313,9 +313,7 @@ def test_task_aligned_mlc_cuts_the_aligned_candidates_and_rescales_per_task() ->
     # Metric sqrt(S) * I^6 = .2, .9 / 4096 = 2.197e-4, .8 * .5625^6 = .025341, .1 / 16^6 = 5.96e-9.
     # tau_loc: cuts of .0625 .25 .5625 1 give 3 * (.0625 - .6042)^2 = .880, 4 * (.15625 - .78125)^2 = 1.5625 and
     # 3 * (.2917 - 1)^2 = 1.505: between .25 and .5625, tau_loc = .40625. tau_cls = (.04 + .64) / 2 = .34.
-    found = predictions(
-        [[0.04], [0.81], [0.64], [0.01]], [SIXTEEN, (4, 4, 12, 12), (2, 2, 14, 14), (6, 6, 10, 10)]
-    )
+    found = predictions([[0.04], [0.81], [0.64], [0.01]], [SIXTEEN, (4, 4, 12, 12), (2, 2, 14, 14), (6, 6, 10, 10)])
     result = MutualLabeling(alpha=0.5)(found, QUAD, targets((0, SIXTEEN)))
     # Positives weigh 1; their targets are .2 / .2 * 1 and .025341 / .2 * 1. What is dropped weighs |I - tau|^.5:
     # |.25 - .40625|^.5 = .39528 and |.0625 - .40625|^.5 = .58630.
@@ -342,17 +340,17 @@ def test_task_aligned_mlc_cuts_the_aligned_candidates_and_rescales_per_task() ->
         (lambda: MaxIoU(positive_iou=0.3, negative_iou=0.4), "negative_iou <= positive_iou"),
         (lambda: MaxIoU(positive_iou=1.5), "positive_iou"),
         (lambda: MaxIoU(negative_iou=-0.1), "negative_iou"),
-        (lambda: PointInBox(levels="some"), "'range' or 'all'"),  # type: ignore[arg-type]
+        (lambda: PointInBox(levels="some"), "'range' or 'all'"),
         (lambda: MutualGuidance(sigma=1.0), "above 1"),
         (lambda: MutualGuidance(sigma=float("nan")), "above 1"),
-        (lambda: MutualGuidance(tasks="cls"), "'l2c'"),  # type: ignore[arg-type]
+        (lambda: MutualGuidance(tasks="cls"), "'l2c'"),
         (lambda: MutualGuidance(negative_iou=0.0), "negative_iou"),
         (lambda: MutualLabeling(alpha=-0.1), "0 or more"),
         (lambda: MutualLabeling(alpha=float("nan")), "0 or more"),
-        (lambda: MutualLabeling(tasks="l2c"), "'cls'"),  # type: ignore[arg-type]
+        (lambda: MutualLabeling(tasks="l2c"), "'cls'"),
     ],
 )
-def test_an_assigner_refuses_values_outside_its_domain(make, word: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_assigner_refuses_values_outside_its_domain(make, word: str) -> None:
     with pytest.raises(ValueError, match=word):
         make()
 

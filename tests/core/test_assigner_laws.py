@@ -41,7 +41,7 @@ def assert_same(first: Assignment, second: Assignment, *, exact: bool = True) ->
         torch.testing.assert_close(one.quality, other.quality, rtol=0, atol=tolerance)
 
 
-def map_tensors(assignment: Assignment, change) -> Assignment:  # type: ignore[no-untyped-def]
+def map_tensors(assignment: Assignment, change) -> Assignment:
     return Assignment(
         *(
             TaskAssignment(change(task.gt_index), change(task.role), change(task.weight), change(task.quality))

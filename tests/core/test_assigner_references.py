@@ -50,9 +50,7 @@ def test_tal_equals_the_assigner_ultralytics_trains_with() -> None:
     compared = 0
     for seed in SEEDS:
         predictions, priors, targets = scene(seed).inputs
-        upstream = TaskAlignedAssigner(
-            topk=10, num_classes=NUM_CLASSES, alpha=0.5, beta=6.0, stride=list(STRIDES)
-        )
+        upstream = TaskAlignedAssigner(topk=10, num_classes=NUM_CLASSES, alpha=0.5, beta=6.0, stride=list(STRIDES))
         valid = targets.valid[..., None]
         args = (
             predictions.scores,

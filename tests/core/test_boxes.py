@@ -28,7 +28,7 @@ def tensors(pairs: list[tuple[tuple[float, ...], tuple[float, ...]]]) -> tuple[T
 
 @settings(deadline=None, max_examples=100)
 @given(PAIRS)
-def test_iou_and_area_equal_torchvisions(pairs) -> None:  # type: ignore[no-untyped-def]
+def test_iou_and_area_equal_torchvisions(pairs) -> None:
     first, second = tensors(pairs)
     expected = box_iou(first, second)
     torch.testing.assert_close(pairwise_iou(first, second), expected, rtol=1e-6, atol=1e-7)
@@ -38,7 +38,7 @@ def test_iou_and_area_equal_torchvisions(pairs) -> None:  # type: ignore[no-unty
 
 @settings(deadline=None, max_examples=100)
 @given(PAIRS)
-def test_ciou_equals_ultralytics_and_torchvisions(pairs) -> None:  # type: ignore[no-untyped-def]
+def test_ciou_equals_ultralytics_and_torchvisions(pairs) -> None:
     first, second = tensors(pairs)
     ciou = aligned_ciou(first, second)
     torch.testing.assert_close(ciou, bbox_iou(first, second, xywh=False, CIoU=True)[:, 0], rtol=0, atol=1e-6)
@@ -48,7 +48,7 @@ def test_ciou_equals_ultralytics_and_torchvisions(pairs) -> None:  # type: ignor
 
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(ANY_BOX, ANY_BOX), min_size=1, max_size=12))
-def test_iou_is_symmetric_in_the_unit_interval_and_finite_for_any_corners(pairs) -> None:  # type: ignore[no-untyped-def]
+def test_iou_is_symmetric_in_the_unit_interval_and_finite_for_any_corners(pairs) -> None:
     first, second = tensors(pairs)
     iou = pairwise_iou(first, second)
     assert ((iou >= 0) & (iou <= 1)).all()
@@ -60,7 +60,7 @@ def test_iou_is_symmetric_in_the_unit_interval_and_finite_for_any_corners(pairs)
 
 @settings(deadline=None, max_examples=100)
 @given(PAIRS, st.integers(-50, 50), st.integers(-50, 50))
-def test_moving_and_mirroring_both_boxes_keeps_their_iou(pairs, dx: int, dy: int) -> None:  # type: ignore[no-untyped-def]
+def test_moving_and_mirroring_both_boxes_keeps_their_iou(pairs, dx: int, dy: int) -> None:
     first, second = tensors(pairs)
     move = torch.tensor([dx, dy, dx, dy])
 

@@ -55,7 +55,7 @@ def test_every_assigner_trains_every_head(name: str, assigner: str) -> None:
     losses, items = _criterion(model, assigner)(model(batch["img"]), batch)
     losses.sum().backward()
     assert losses.isfinite().all() and losses.shape == (4,)
-    assert list(items)[0] == "box_loss" and {"iou_loss", "pos_cls", "pos_loc"} <= items.keys()
+    assert next(iter(items)) == "box_loss" and {"iou_loss", "pos_cls", "pos_loc"} <= items.keys()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.model[-1].cv_iou.parameters())
 
 
@@ -172,5 +172,3 @@ def test_class_weights_scale_the_class_loss_of_the_per_task_path() -> None:
     model.class_weights = torch.full((3,), 2.0)
     weighted, _ = _criterion(model, "fcos")(preds, batch)
     torch.testing.assert_close(weighted[1], 2 * plain[1])
-
-

@@ -10,12 +10,16 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo.engine.stock_export import export_stock
 from mlc_yolo.heads.iou_aware import set_rescore
 
+# Early 8.4 releases index by two tensors when they pick the best anchors.
+pytestmark = pytest.mark.filterwarnings("ignore:Exporting aten..index operator:UserWarning")
+
 SIZE = 96
-# Measured at most: 3e-6 px-relative boxes and 4e-7 scores. Bounds leave room for other runtimes and processors.
+# Measured at most: 5e-6 in scores and 8e-4 px in boxes. The bounds leave room for other runtimes and processors.
 SCORE, PIXELS = 1e-4, 1e-2
 
 
@@ -52,8 +56,14 @@ def _reference(path: Path, end2end: bool, rescore: bool = True, rounded: bool = 
 def _export(path: Path, end2end: bool, format: str) -> Path:
     model = YOLO(path)
     model.model.end2end = end2end
-    # nms=False keeps the NMS-free branch of an end-to-end model; None exports the one-to-many branch
-    return Path(model.export(format=format, imgsz=SIZE, nms=False if end2end else None, verbose=False))
+    return Path(model.export(format=format, imgsz=SIZE, verbose=False, **_branch(end2end)))
+
+
+def _branch(end2end: bool) -> dict[str, bool]:
+    """The option that chooses the NMS-free branch; early 8.4 releases have one named after it."""
+    if "end2end" in DEFAULT_CFG_DICT:
+        return {"end2end": end2end}
+    return {"nms": False} if end2end else {}
 
 
 def _assert_equal(exported: np.ndarray, path: Path, end2end: bool) -> None:
@@ -104,8 +114,7 @@ def _assert_same_detections(exported: Path, path: Path, end2end: bool) -> None:
     options = {"imgsz": SIZE, "conf": 0.05, "verbose": False, "save": False}
     original = YOLO(path)
     original.model.end2end = end2end
-    nms = {"nms": False} if end2end else {}
-    expected = original.predict(_image(), **options, **nms)[0].boxes
+    expected = original.predict(_image(), **options, **_branch(end2end))[0].boxes
     found = YOLO(exported, task="detect").predict(_image(), **options)[0].boxes
     assert len(found) == len(expected) > 0
     np.testing.assert_allclose(found.conf.numpy(), expected.conf.numpy(), atol=SCORE)

@@ -16,7 +16,7 @@ from ultralytics import YOLO
 from ultralytics.nn.modules.head import Detect
 
 from mlc_yolo import MLCYOLO
-from mlc_yolo.assigners import Assignment, MutualLabeling, Predictions, TaskAligned, Targets
+from mlc_yolo.assigners import Assignment, MutualLabeling, Predictions, Targets, TaskAligned
 from mlc_yolo.engine.criterion import PerTaskE2ELoss, PerTaskLoss
 from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
@@ -105,7 +105,9 @@ def test_every_assigner_trains_validates_and_reloads(assigner: str, tiny_data: P
     model = MLCYOLO("yolo11n.yaml")
     model.train(data=str(tiny_data), epochs=2, assigner=assigner, project=str(run_dir), name="run", **TINY)
     table = rows(run_dir / "run")
-    assert {"train/iou_loss", "train/pos_cls", "train/pos_loc", "val/iou_loss", "metrics/spearman(B)"} <= table[0].keys()
+    assert {"train/iou_loss", "train/pos_cls", "train/pos_loc", "val/iou_loss", "metrics/spearman(B)"} <= table[
+        0
+    ].keys()
     assert all(row["train/pos_cls"] > 0 for row in table)
     reloaded = MLCYOLO(run_dir / "run" / "weights" / "best.pt")
     assert type(reloaded.model.model[-1]) is IoUAwareDetect
@@ -182,7 +184,9 @@ def test_stock_checkpoint_trains_on_with_every_stock_tensor_in_place(
     model = MLCYOLO(path)
     assert type(model.model.model[-1]) is Detect
     with caplog.at_level("INFO"):
-        model.trainer = MLCTrainer(overrides={**TINY, "model": str(path), "data": str(tiny_data), "project": str(run_dir)})
+        model.trainer = MLCTrainer(
+            overrides={**TINY, "model": str(path), "data": str(tiny_data), "project": str(run_dir)}
+        )
         built = model.trainer.get_model(cfg=model.model.yaml, weights=model.model)
     assert type(built.model[-1]) is IoUAwareDetect
     ours, theirs = built.state_dict(), model.model.state_dict()
