@@ -112,9 +112,8 @@ def test_train_val_predict_and_export_from_a_shell(tiny_data: Path, run_dir: Pat
 @pytest.mark.slow
 def test_tune_trains_candidates_with_our_options(tiny_data: Path, run_dir: Path) -> None:
     words = [word for word in TRAIN if word != "train"]
-    tuned = _run(
-        "tune", *words, f"data={tiny_data}", "assigner=atss", "iterations=1", "val=False", f"project={run_dir}"
-    )
+    place = (f"data={tiny_data}", f"project={run_dir}")
+    tuned = _run("tune", *words, *place, "assigner=atss", "iterations=1", "val=False")
     assert tuned.returncode == 0, tuned.stdout + tuned.stderr
     arguments = [path.read_text() for path in run_dir.rglob("args.yaml")]
     assert arguments and all("assigner: atss" in text for text in arguments)

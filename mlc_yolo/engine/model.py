@@ -90,7 +90,7 @@ class MLCYOLO(YOLO):
         self._refuse_unsupported_head(ours)
         kwargs.update(ours)
         if not kwargs.get("resume") and not kwargs.get("cfg"):
-            data = kwargs.get("data")
+            data: Any = kwargs.get("data")
             several = isinstance(data, list | tuple)  # upstream fine-tunes on each in turn
             kwargs["data"] = [resolve_data(each) for each in data] if several else resolve_data(data)
         chosen = trainer or self._smart_load("trainer")

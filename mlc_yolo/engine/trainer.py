@@ -131,7 +131,7 @@ class MLCTrainer(DetectionTrainer):
         return Schedule(build_assigner(self.args.assigner_base, ours), main, warmup)
 
     def read_results_csv(self) -> dict[str, list[Any]]:
-        """Read results.csv; "nan", which a rank correlation without detections is, stays a number."""
+        """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
         import polars
 
         try:

@@ -184,10 +184,8 @@ def test_stock_checkpoint_trains_on_with_every_stock_tensor_in_place(
     model = MLCYOLO(path)
     assert type(model.model.model[-1]) is Detect
     with caplog.at_level("INFO"):
-        model.trainer = MLCTrainer(
-            overrides={**TINY, "model": str(path), "data": str(tiny_data), "project": str(run_dir)}
-        )
-        built = model.trainer.get_model(cfg=model.model.yaml, weights=model.model)
+        trainer = MLCTrainer(overrides={**TINY, "model": path, "data": str(tiny_data), "project": str(run_dir)})
+        built = trainer.get_model(cfg=model.model.yaml, weights=model.model)
     assert type(built.model[-1]) is IoUAwareDetect
     ours, theirs = built.state_dict(), model.model.state_dict()
     same_shape = [name for name in theirs if theirs[name].shape == ours[name].shape]
