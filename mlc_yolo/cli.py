@@ -5,6 +5,7 @@ Nothing heavy is imported before a mode is chosen, so that help is instant.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0, 1 for Ctrl-C, or 2 for a command line that cannot be run.
     """
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # upstream would pip install what it misses
     arguments = list(sys.argv[1:] if argv is None else argv)
     word = arguments[0].lstrip("-").lower() if arguments else "help"
     if word in {"help", "h"}:

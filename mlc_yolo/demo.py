@@ -54,7 +54,9 @@ def run_demo(**overrides: Any) -> Path:
     model.predict([str(image) for image in images], save=True, name="predict", verbose=False, **common)
 
     LOGGER.info(f"{colorstr('4/4 who learns what:')} task-aligned and mutual labelling side by side")
-    model.assignments(assigner=["tal", "mlc"], name="assignments", **{**common, "data": arguments["data"]})
+    MLCYOLO(run / "weights" / "best.pt").assignments(
+        assigner=["tal", "mlc"], name="assignments", **{**common, "data": arguments["data"]}
+    )
 
     LOGGER.info(
         f"\nmAP50-95 {metrics.box.map:.3f}, AP75 {metrics.box.map75:.3f}, Spearman(score, IoU) {metrics.spearman:.3f}\n"
