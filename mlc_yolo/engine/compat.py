@@ -11,6 +11,9 @@
 | `get_assigned_targets_and_loss` returns ((positive, _, boxes, _, _), losses, items) | criterion |
 | `BboxLoss` weighs a positive by the sum of its `target_scores` and divides by `target_scores_sum` | criterion |
 | `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | IoU-aware head |
+| `forward` calls `forward_head(x, **one2many)`, then `_inference`, which calls `_get_decode_boxes` | IoU-aware head |
+| `C3.forward` is cv3(cat(m(cv1(x)), cv2(x))) | stock rewrite |
+| Hailo's exporter asks for `type(head) is Detect`; IMX's replaces `_inference` and counts modules | stock rewrite |
 | `DetectionModel.load` takes every tensor that agrees in name and shape | checkpoint |
 | keys of `model.yaml` the parser does not know are kept | checkpoint |
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |

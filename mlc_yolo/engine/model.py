@@ -132,9 +132,13 @@ class MLCYOLO(YOLO):
         """
         self._prepared(kwargs)
         _, stock = options.split(kwargs)
-        if str(stock.get("format", "")).lower() == "stock":
+        target = str(stock.get("format", "")).lower()
+        if target == "stock":
+            self._check_is_pytorch_model()
             return str(export_stock(self.model, self._stock_path()))
-        if str(stock.get("format", "")).lower() in NEEDS_STOCK and has_iou_channel(self.model):
+        if target in NEEDS_STOCK and has_iou_channel(self.model):
+            if target == "imx" and getattr(self.model.model[-1], "rescore", False):
+                raise ValueError("format=imx has no room for the predicted IoU: export with rescore=False")
             plain = YOLO(self.model_name or self.overrides.get("model"), task=self.task)
             plain.model = to_stock(self.model)
             return plain.export(**stock)

@@ -19,6 +19,7 @@ be trained too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from datetime import datetime
 from pathlib import Path
@@ -64,10 +65,10 @@ def to_stock(model: DetectionModel) -> DetectionModel:
     head = stock.model[-1]
     if isinstance(head, IoUAwareDetect):
         for prefix in ("", "one2one_"):
-            iou_convs: nn.ModuleList | None = getattr(head, f"{prefix}cv_iou", None)
-            towers, class_branches = getattr(head, f"{prefix}cv2", None), getattr(head, f"{prefix}cv3", None)
-            if head.rescore and iou_convs is not None and towers is not None:  # not a branch that `fuse()` dropped
-                rewritten = map(_rescored_class_branch, towers, class_branches, iou_convs)
+            iou_convs: Iterable[nn.Conv2d] | None = getattr(head, f"{prefix}cv_iou", None)
+            towers: Iterable[nn.Sequential] | None = getattr(head, f"{prefix}cv2", None)
+            if head.rescore and iou_convs is not None and towers is not None:  # None: a branch `fuse()` dropped
+                rewritten = map(_rescored_class_branch, towers, getattr(head, f"{prefix}cv3"), iou_convs)
                 setattr(head, f"{prefix}cv3", nn.ModuleList(rewritten))
             if hasattr(head, f"{prefix}cv_iou"):
                 delattr(head, f"{prefix}cv_iou")

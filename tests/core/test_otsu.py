@@ -111,10 +111,19 @@ def test_two_different_values_are_cut_in_the_middle() -> None:
     assert threshold.tolist() == [0.5, 3.0]
 
 
-def test_the_lowest_of_equal_cuts_wins() -> None:
-    # 0 1 2 3 ... symmetric: 0, 1, 2 has cuts 1 * 2 * 1.5^2 = 4.5 after the first and after the second value.
-    threshold, _ = segmented_otsu(torch.tensor([2.0, 1.0, 0.0]), torch.zeros(3).long(), 1)
-    assert threshold.item() == 0.5
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        # After one value 1 * 2 * (0 - 1.5)^2 = 4.5; after two 2 * 1 * (.5 - 2)^2 = 4.5.
+        ([0, 1, 2], 0.5),
+        # After six values 6 * 3 * (7/6 - 23/3)^2 = 760.5; after eight 8 * 1 * (18/8 - 12)^2 = 760.5. The mean 30/9 is
+        # not exact, so that only the tolerance keeps rounding from choosing.
+        ([0, 0, 0, 1, 3, 3, 5, 6, 12], 4.0),
+    ],
+)
+def test_the_lowest_of_equal_cuts_wins(values: list[float], expected: float) -> None:
+    threshold, _ = segmented_otsu(torch.tensor(values).float(), torch.zeros(len(values)).long(), 1)
+    assert threshold.item() == expected
 
 
 def test_half_precision_values_are_cut_as_the_same_values_in_single() -> None:

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
-from ultralytics.nn.modules import Conv
+from nets import enliven
 from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo.engine.checkpoint import write_marker
@@ -22,36 +21,8 @@ def iou_aware() -> Callable[..., DetectionModel]:
         torch.manual_seed(0)
         model = DetectionModel(f"{name}.yaml", nc=num_classes, verbose=False).eval()
         add_iou_channel(model.model[-1])
-        _enliven(model, image)
+        enliven(model, image)
         write_marker(model, iou_head=True)
         return model
 
     return make
-
-
-def _enliven(model: DetectionModel, image: torch.Tensor) -> None:
-    """Give an untrained model predictions that vary over anchors: logits of mean 0 and deviation 2 on `image`.
-
-    As built, features fade from layer to layer until the biases alone are seen. The gain of 1.3 keeps them within half
-    precision in all families, and the last layers of the head are scaled by what reaches them.
-    """
-    for module in model.modules():
-        if isinstance(module, Conv):
-            nn.init.normal_(module.conv.weight, 0, 1.3 / module.conv.weight[0].numel() ** 0.5)
-
-    def rescale(conv: nn.Conv2d, _: object, output: torch.Tensor) -> None:
-        deviation, mean = torch.std_mean(output, (0, 2, 3))
-        conv.weight *= (2 / deviation)[:, None, None, None]
-        conv.bias.copy_(-2 * mean / deviation)
-
-    head = model.model[-1]
-    branches = [getattr(head, f"{p}{n}", None) for p in ("", "one2one_") for n in ("cv2", "cv3", "cv_iou")]
-    layers = [convs if isinstance(convs, nn.Conv2d) else convs[-1] for branch in branches for convs in branch or ()]
-    with torch.no_grad():
-        for layer in layers:
-            nn.init.normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        hooks = [layer.register_forward_hook(rescale) for layer in layers]
-        model(image)
-    for hook in hooks:
-        hook.remove()
