@@ -80,7 +80,11 @@ def _nearest(priors: Priors, objects: Objects, topk: int) -> Pairs:
 
 
 def _mean_plus_std(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """Return mean + sample standard deviation of each group; the deviation of a single value is 0."""
+    """Return mean + sample standard deviation of each group; the deviation of a single value is 0.
+
+    In float64, where the mean of equal IoUs is that IoU: rounded up, it would leave their object without a positive.
+    """
+    values = values if values.device.type == "mps" else values.double()
     size = count_in_group(group, num_groups)
     mean = values.new_zeros(num_groups).index_add_(0, group, values) / size
     squares = values.new_zeros(num_groups).index_add_(0, group, (values - mean[group]).square())

@@ -15,6 +15,7 @@ over the task's own positives; positives weigh 1 and all that the cut drops from
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -78,37 +79,36 @@ class MutualLabeling:
             in_baseline = claims.positive
 
         scores, ious = predicted_quality(claims.pairs, objects, predictions)
-        cls_quality = ious if self.tasks != "loc" else None
-        loc_quality = scores if self.tasks != "cls" else None
-        return Assignment(
-            self._label(claims, in_baseline, cls_quality, objects, batch, anchors, dropped=Role.NEGATIVE),
-            self._label(claims, in_baseline, loc_quality, objects, batch, anchors, dropped=Role.IGNORED),
-        )
+        label = partial(self._label, claims, in_baseline, objects=objects, batch=batch, anchors=anchors)
+        if self.tasks == "both":
+            return Assignment(label(ious, dropped=Role.NEGATIVE), label(scores, dropped=Role.IGNORED))
+        # Of the baseline itself: the candidates above settled conflicts among more claims than it makes.
+        kept = self.baseline(predictions, priors, targets)
+        if self.tasks == "cls":
+            return Assignment(label(ious, dropped=Role.NEGATIVE), kept.localization)
+        return Assignment(kept.classification, label(scores, dropped=Role.IGNORED))
 
     def _label(
         self,
         claims: Claims | AlignedClaims,
         in_baseline: Tensor,
-        quality: Tensor | None,
+        quality: Tensor,
+        *,
+        dropped: Role,
         objects: Objects,
         batch: int,
         anchors: int,
-        *,
-        dropped: Role,
     ) -> TaskAssignment:
-        """Cut the candidates by `quality` (P,), or keep the baseline's labels where it is None.
+        """Cut the candidates by `quality` (P,).
 
         What the cut drops becomes `dropped`: a negative for classification; localisation trains positives only.
         """
         owner = claims.pairs.object
         soft = isinstance(claims, AlignedClaims)
-        if quality is None:
-            positive, relabelled, margin = in_baseline, torch.zeros_like(in_baseline), torch.ones_like(owner).float()
-        else:
-            threshold, defined = segmented_otsu(quality, owner, len(objects))
-            relabelled = defined[owner]
-            positive = torch.where(relabelled, quality > threshold[owner], in_baseline)
-            margin = (quality - threshold[owner]).abs().nan_to_num_(nan=1.0).pow(self.alpha)
+        threshold, defined = segmented_otsu(quality, owner, len(objects))
+        relabelled = defined[owner]
+        positive = torch.where(relabelled, quality > threshold[owner], in_baseline)
+        margin = (quality - threshold[owner]).abs().nan_to_num_(nan=1.0).pow(self.alpha)
 
         full_weight = positive if soft else in_baseline
         weight = torch.where(full_weight | ~relabelled, 1.0, margin)

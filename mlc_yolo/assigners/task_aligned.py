@@ -7,7 +7,8 @@
 
 The same selection and targets as `ultralytics.utils.tal.TaskAlignedAssigner` (a test compares them), but worked on the
 pairs inside boxes. Difference: a pair whose metric is 0 is never positive, where upstream may fill up to 10 with such
-pairs, which then train nothing.
+pairs, which then train nothing. Before 8.4.190, some of the upstream versions we support widened boxes to the first
+stride only.
 """
 
 from __future__ import annotations
@@ -128,7 +129,7 @@ class TaskAligned:
         contested = claims_of_anchor[key] > 1
         # The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
         won = contested & keep_best(pairs, objects, overlap, batch=batch, anchors=anchors)
-        kept = torch.where(contested, won, claimed)
+        kept = torch.where(contested, won, claimed) & (metric > 0)
         return AlignedClaims(pairs[kept], rank[kept], metric[kept], overlap[kept])
 
 

@@ -81,7 +81,7 @@ def warmup_epochs(warmup: float | None, assigner: str, epochs: int) -> int:
     """
     if warmup is None:
         warmup = 0.4 if assigner == "mlc" else 0
-    length = int(warmup) if warmup >= 1 else int(warmup * epochs)
+    length = int(warmup) if warmup >= 1 else int(warmup * epochs + 1e-9)  # 0.29 * 100 is 28.999...
     if length >= max(epochs, 1):
         raise ValueError(
             f"assigner_warmup={warmup:g} must end before the run of epochs={epochs}: '{assigner}' would never train. "

@@ -23,9 +23,9 @@ def assigned_bce(logits: Tensor, labels: Tensor, task: TaskAssignment, class_wei
     """
     target = torch.zeros_like(logits, dtype=torch.float32)
     if labels.shape[1]:
-        label = labels.gather(1, task.gt_index.clamp(min=0))
+        label = labels.gather(1, task.gt_index.clamp(min=0)).where(task.positive, 0)
         target.scatter_(2, label[..., None], task.quality[..., None])
-    # Negatives have quality 0, so that writing it at some class changes nothing.
+    # What is not positive has quality 0 and writes it at class 0, which changes nothing.
     loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
     if class_weights is not None:
         loss = loss * class_weights
