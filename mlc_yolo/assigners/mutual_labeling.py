@@ -108,7 +108,7 @@ class MutualLabeling:
         threshold, defined = segmented_otsu(quality, owner, len(objects))
         relabelled = defined[owner]
         positive = torch.where(relabelled, quality > threshold[owner], in_baseline)
-        margin = (quality - threshold[owner]).abs().nan_to_num_(nan=1.0).pow(self.alpha)
+        margin = (quality - threshold[owner]).abs().float().nan_to_num_(nan=1.0).pow(self.alpha)
 
         full_weight = positive if soft else in_baseline
         weight = torch.where(full_weight | ~relabelled, 1.0, margin)

@@ -30,12 +30,13 @@ def segmented_otsu(values: Tensor, group: Tensor, num_groups: int) -> tuple[Tens
         num_groups: G.
 
     Returns:
-        threshold: (G,) float32; nan where undefined. A value is in the upper class when it is larger.
+        threshold: (G,) float64 (float32 on MPS), so that it lies between any two float32 values; nan where undefined. A
+            value is in the upper class when it is larger.
         defined: (G,) bool, False for groups of fewer than two different values.
 
     Example:
         >>> segmented_otsu(torch.tensor([0.1, 0.9, 0.8, 0.5]), torch.tensor([0, 0, 0, 1]), 2)
-        (tensor([0.4500,    nan]), tensor([ True, False]))
+        (tensor([0.4500,    nan], dtype=torch.float64), tensor([ True, False]))
     """
     # Apple's GPUs have no float64; there a tie may be decided by rounding.
     dtype = torch.float32 if values.device.type == "mps" else torch.float64
@@ -69,4 +70,4 @@ def segmented_otsu(values: Tensor, group: Tensor, num_groups: int) -> tuple[Tens
 
     defined = cut < len(order)
     midpoint = torch.cat(((sorted_values + following) / 2, sorted_values.new_full((1,), torch.nan)))
-    return midpoint[cut].float(), defined
+    return midpoint[cut], defined

@@ -31,14 +31,14 @@ def flat(groups: list[list[float]], seed: int = 0) -> tuple[torch.Tensor, torch.
 @given(groups=GROUPS, seed=st.integers(0, 99))
 def test_every_group_equals_brute_force_over_all_cuts(groups: list[list[float]], seed: int) -> None:
     threshold, defined = segmented_otsu(*flat(groups, seed), len(groups))
-    assert threshold.shape == defined.shape == (len(groups),) and threshold.dtype == torch.float32
+    assert threshold.shape == defined.shape == (len(groups),) and threshold.dtype == torch.float64
     for g, group in enumerate(groups):
         expected = otsu(group)
         assert bool(defined[g]) == (expected is not None)
         if expected is None:
             assert threshold[g].isnan()
         else:
-            assert threshold[g].item() == np.float32(expected)
+            assert threshold[g].item() == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -130,3 +130,12 @@ def test_half_precision_values_are_cut_as_the_same_values_in_single() -> None:
     values = torch.rand(50, generator=torch.Generator().manual_seed(0)).half()
     owner = torch.arange(50) % 5
     torch.testing.assert_close(segmented_otsu(values, owner, 5), segmented_otsu(values.float(), owner, 5))
+
+
+def test_neighbouring_floats_are_still_two_classes() -> None:
+    low = torch.tensor([0.5, 1.0, 0.3, 0.7])
+    values = torch.stack((low, torch.nextafter(low, torch.tensor(2.0))), 1)
+    group = torch.arange(4)[:, None].expand(4, 2)
+    threshold, defined = segmented_otsu(values.flatten(), group.flatten(), 4)
+    assert defined.all()
+    assert ((values > threshold[:, None]) == torch.tensor([False, True])).all()
