@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mlc_yolo.data import demo, resolve
+from mlc_yolo.data import demo, resolve, sprites
 from mlc_yolo.data.demo import Canvas, DemoSpec, Sprite, draw_scene
 from mlc_yolo.resources import resource_dir
 
@@ -106,7 +106,7 @@ def test_the_longer_side_of_a_drawn_object_is_the_one_asked_for() -> None:
     for seed, side in enumerate((28.0, 60.0, 120.0, 170.0)):
         canvas = Canvas(np.zeros((320, 320, 3), np.uint8))
         rng = np.random.default_rng(seed)
-        assert canvas.paint(demo.object_sprite(rng, np.array([160.0, 160.0]), side, 0, ("dot",)), label=0)
+        assert canvas.paint(sprites.object_sprite(rng, np.array([160.0, 160.0]), side, 0, ("dot",)), label=0)
         (box,) = canvas.scene().boxes
         assert abs((box[2:] - box[:2]).max() - side) <= 2
         assert np.abs((box[:2] + box[2:]) / 2 - 160).max() <= 1.5
@@ -114,7 +114,7 @@ def test_the_longer_side_of_a_drawn_object_is_the_one_asked_for() -> None:
 
 def test_the_class_changes_the_badge_and_nothing_else() -> None:
     sprites = [
-        demo.object_sprite(np.random.default_rng(5), np.array([80.0, 80.0]), 120.0, label, tuple(demo.GLYPHS))
+        sprites.object_sprite(np.random.default_rng(5), np.array([80.0, 80.0]), 120.0, label, tuple(sprites.GLYPHS))
         for label in range(5)
     ]
     for other in sprites[1:]:
@@ -130,7 +130,7 @@ def test_badges_are_small_and_lie_within_the_body_off_its_centre() -> None:
     shares = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        sprite = demo.object_sprite(rng, np.array([100.0, 100.0]), float(rng.uniform(28, 180)), 0, ("dot",))
+        sprite = sprites.object_sprite(rng, np.array([100.0, 100.0]), float(rng.uniform(28, 180)), 0, ("dot",))
         assert sprite.badge is not None
         xs = np.flatnonzero(sprite.badge.any(0))
         round_area = np.pi * (len(xs) / 2) ** 2
@@ -398,7 +398,7 @@ def test_the_drawn_set_is_one_that_ultralytics_reads(cache: Path, tmp_path: Path
 
     found = check_det_dataset(resolve.resolve_data(write_yaml(tmp_path / "small.yaml")), autodownload=False)
     assert found["nc"] == 5
-    assert found["names"] == dict(enumerate(demo.GLYPHS))
+    assert found["names"] == dict(enumerate(sprites.GLYPHS))
     assert len(list(Path(found["train"]).iterdir())) == 20
 
 
