@@ -113,14 +113,14 @@ def test_the_longer_side_of_a_drawn_object_is_the_one_asked_for() -> None:
 
 
 def test_the_class_changes_the_badge_and_nothing_else() -> None:
-    sprites = [
+    drawn = [
         sprites.object_sprite(np.random.default_rng(5), np.array([80.0, 80.0]), 120.0, label, tuple(sprites.GLYPHS))
         for label in range(5)
     ]
-    for other in sprites[1:]:
+    for other in drawn[1:]:
         assert other.badge is not None
-        assert np.array_equal(other.alpha, sprites[0].alpha)
-        changed = (other.colour != sprites[0].colour).any(2)
+        assert np.array_equal(other.alpha, drawn[0].alpha)
+        changed = (other.colour != drawn[0].colour).any(2)
         rim = cv2.dilate(other.badge.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         assert changed.any()
         assert not (changed & ~rim).any()
