@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from mlc_yolo import __version__
@@ -52,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; default `sys.argv[1:]`.
 
     Returns:
-        Exit status: 0, 1 for Ctrl-C, or 2 for a command line that cannot be run.
+        Exit status: 0, 130 for Ctrl-C, or 2 for what cannot be run as given.
     """
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")  # upstream would pip install what it misses
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -65,16 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if word in {"checks", "settings", "cfg"}:
         return _special(word, arguments[1:])
+    if {"help", "--help", "-h"} & set(arguments):
+        print(USAGE + options_help())
+        return 0
+    command = _Command()
     try:
-        mode, overrides = parse(arguments)
-    except UsageError as error:
-        print(f"mlc-yolo: {error}\nRun 'mlc-yolo help' for the modes and options.", file=sys.stderr)
-        return 2
-    try:
-        _run(mode, overrides)
+        command.run(*parse(arguments))
     except KeyboardInterrupt:
-        print("\nmlc-yolo: stopped.", _resume_hint(mode), file=sys.stderr)
-        return 1
+        print(f"\nmlc-yolo: stopped. {command.resume_hint()}", file=sys.stderr)
+        return 130
+    except (UsageError, ValueError, TypeError, SyntaxError, OSError, RuntimeError, ImportError) as error:
+        # What is wrong with the input shows before the first epoch and needs no traceback; later it is our fault.
+        if command.started() or os.environ.get("MLC_YOLO_TRACEBACK"):
+            raise
+        hint = "" if isinstance(error, UsageError) else " MLC_YOLO_TRACEBACK=1 shows where this comes from."
+        print(f"mlc-yolo: {str(error).strip()}\n'mlc-yolo help' lists modes and options.{hint}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -119,9 +124,11 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         word = word.removeprefix("--").removesuffix(",")
         if "=" in word:
             name, value = _pair(word, parse_key_value_pair)
-            if name not in known:
-                raise UsageError(f"'{name}' is not an argument.{_nearest(name, known)}")
-            overrides |= _read_cfg(value) if name == "cfg" and value else {name: value}
+            given = _read_cfg(value) if name == "cfg" and value else {name: value}
+            for each in given:
+                if each not in known:
+                    raise UsageError(f"'{each}' is not an argument.{_nearest(each, known)}")
+            overrides |= given
         elif word in MODES or word in OWN_MODES:
             mode = word
         elif word in TASKS:
@@ -149,33 +156,71 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return str(mode), overrides
 
 
-def _run(mode: str, overrides: dict[str, Any]) -> None:
-    from ultralytics.utils import ASSETS, LOGGER
+class _Command:
+    """One run of the command line, and what can be said of it when it ends early."""
 
-    if mode == "demo":
-        from mlc_yolo.demo import run_demo
+    def __init__(self) -> None:
+        self.model: Any = None
 
-        run_demo(**overrides)
-        return
-    from mlc_yolo.engine.model import MLCYOLO
+    def run(self, mode: str, overrides: dict[str, Any]) -> None:
+        from ultralytics.utils import ASSETS, LOGGER
 
-    name = overrides.pop("model", None)
+        if mode == "demo":
+            from mlc_yolo.demo import run_demo
+
+            run_demo(**overrides)
+            return
+        from mlc_yolo.engine.model import MLCYOLO
+
+        if mode == "export":
+            overrides["format"] = _export_format(overrides.get("format"))
+        name = overrides.pop("model", None)
+        if name is None:
+            name = "yolo11n.yaml"
+            LOGGER.warning(f"'model' argument is missing. Using default 'model={name}'.")
+        self.model = MLCYOLO(name, task=overrides.pop("task", None))
+        if mode in {"predict", "track"}:
+            if "source" not in overrides:
+                overrides["source"] = ASSETS
+                LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
+            # Upstream takes any program whose name ends in "yolo" for its own: then all is done when this returns None.
+            results = getattr(self.model, mode)(**{"save": True, **overrides}, stream=True)
+            for _ in results or ():
+                pass
+            return
+        getattr(self.model, mode)(**overrides)
+
+    def started(self) -> bool:
+        """Whether a training has begun its first epoch."""
+        return hasattr(getattr(self.model, "trainer", None), "train_time_start")
+
+    def resume_hint(self) -> str:
+        """Return how to go on after an interrupted training."""
+        trainer = getattr(self.model, "trainer", None)
+        if trainer is None:
+            return ""
+        if not trainer.last.exists():
+            return "No checkpoint was written yet: start again."
+        return f"Go on with: mlc-yolo train resume model={trainer.last}"
+
+
+def _export_format(name: Any) -> str:
+    """Return the export format, checked; TorchScript where none is given.
+
+    Raises:
+        UsageError: unknown.
+    """
+    from ultralytics.engine.exporter import export_formats
+    from ultralytics.utils import LOGGER
+
+    known = [*export_formats()["Argument"][1:], "stock"]
     if name is None:
-        name = "yolo11n.yaml"
-        LOGGER.warning(f"'model' argument is missing. Using default 'model={name}'.")
-    model = MLCYOLO(name, task=overrides.pop("task", None))
-    if mode in {"predict", "track"} and "source" not in overrides:
-        overrides["source"] = ASSETS
-        LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
-    if mode in {"predict", "track"}:
-        # Upstream recognises its own program's name and then saves pictures and keeps no results in memory.
-        for _ in getattr(model, mode)(**{"save": True, **overrides}, stream=True):
-            pass
-        return
-    if mode == "export" and "format" not in overrides:
-        overrides["format"] = "torchscript"
         LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")
-    getattr(model, mode)(**overrides)
+        return "torchscript"
+    aliases = {"tensorrt", "trt", "mlmodel", "mlpackage", "mlprogram", "apple", "ios", "coreml"}  # upstream's own
+    if str(name).lower() not in {*known, *aliases}:
+        raise UsageError(f"format={name} must be one of {', '.join(known)}.{_nearest(str(name), known)}")
+    return str(name)
 
 
 def _special(word: str, rest: list[str]) -> int:
@@ -201,11 +246,17 @@ def _pair(word: str, parser: Callable[[str], tuple[str, Any]]) -> tuple[str, Any
 
 
 def _read_cfg(path: Any) -> dict[str, Any]:
-    from ultralytics.utils import YAML
+    """Return the arguments of a YAML file, but for those that name the run it may come from."""
+    import yaml
 
-    if not Path(path).is_file():
-        raise UsageError(f"cfg={path}: no such file")
-    return {name: value for name, value in YAML.load(path).items() if name != "cfg"}
+    try:
+        with open(path, encoding="utf-8") as file:
+            read = yaml.safe_load(file)
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"cfg={path} cannot be read: {error}") from error
+    if not isinstance(read, dict):
+        raise UsageError(f"cfg={path} must hold 'key: value' lines, got {type(read).__name__}")
+    return {str(name): value for name, value in read.items() if name not in {"cfg", "mode", "save_dir"}}
 
 
 def _nearest(word: str, known: Any) -> str:
@@ -213,10 +264,6 @@ def _nearest(word: str, known: Any) -> str:
 
     matches = get_close_matches(word, list(known), n=3, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
-
-
-def _resume_hint(mode: str) -> str:
-    return "Go on with: mlc-yolo train resume model=path/to/weights/last.pt" if mode == "train" else ""
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,12 @@ from mlc_yolo import __version__, cli
 TRAIN = ("train", "model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=8", "plots=False")
 
 
+#: The installed program, not `python -m`: upstream treats programs by their name.
+PROGRAM = Path(sys.executable).with_name("mlc-yolo")
+
+
 def _run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mlc_yolo.cli", *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd
-    )
+    return subprocess.run([PROGRAM, *map(str, words)], capture_output=True, text=True, check=False, cwd=cwd)
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"]])
@@ -55,8 +59,14 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["train", "mg_sigma=1"], "above 1"),
         (["train", "iou_head=maybe"], "True or False"),
         (["train", "data="], "missing 'data' value"),
-        (["train", "cfg=nowhere.yaml"], "no such file"),
+        (["train", "cfg=nowhere.yaml"], "cannot be read"),
         (["train", "imgsz=[64"], "unmatched"),
+        (["train", "model=nowhere.yaml"], "nowhere.yaml"),
+        (["train", "model=yolo11n.yaml", "data=nowhere.yaml"], "nowhere.yaml"),
+        (["train", "model=yolo11n-seg.yaml", "assigner=mlc"], "segment model"),
+        (["train", "model=yolo11n.yaml", "assigner=mlc", "assigner_warmup=200"], "must end before the run"),
+        (["train", "model=yolo11n.yaml", "epochs=abc"], "epochs"),
+        (["export", "model=yolo11n.yaml", "format=stok"], "Did you mean 'stock'"),
     ],
 )
 def test_a_wrong_command_line_says_what_to_do(
@@ -104,9 +114,32 @@ def test_train_val_predict_and_export_from_a_shell(tiny_data: Path, run_dir: Pat
     assert predicted.returncode == 0, predicted.stderr
     assert list((run_dir / "predict").glob("*"))
 
+    tracked = _run("track", f"model={best}", f"source={image.parent}", "imgsz=64", "name=track", *place)
+    assert tracked.returncode == 0, tracked.stderr
+    assert list((run_dir / "track").glob("*"))
+
     exported = _run("export", f"model={best}", "format=stock")
     assert exported.returncode == 0, exported.stderr
-    assert best.with_name("best_stock.pt").exists()
+    stock = best.with_name("best_stock.pt")
+    assert stock.exists() and str(stock) in exported.stdout + exported.stderr
+
+    again = _run("train", "resume", f"model={best}")
+    assert again.returncode != 0 or "not a resumable" in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_ctrl_c_says_how_to_go_on(tiny_data: Path, run_dir: Path) -> None:
+    words = (*TRAIN[:2], "epochs=60", *TRAIN[3:], f"data={tiny_data}", f"project={run_dir}", "name=cut")
+    process = subprocess.Popen([PROGRAM, *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    last = run_dir / "cut" / "weights" / "last.pt"
+    for _ in range(1200):
+        if last.exists():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert f"mlc-yolo train resume model={last}" in errors
 
 
 @pytest.mark.slow

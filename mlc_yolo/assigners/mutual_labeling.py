@@ -40,7 +40,7 @@ class MutualLabeling:
         baseline: TaskAligned | PointInBox | MaxIoU | None = None,
         alpha: float = 0.5,
         tasks: Literal["both", "cls", "loc"] = "both",
-        topk: int = 20,
+        extra: int = 10,
     ) -> None:
         """Set the assigner up.
 
@@ -48,7 +48,7 @@ class MutualLabeling:
             baseline: names the candidates and labels what is not re-labelled; default `TaskAligned()`.
             alpha: exponent of eq. 7 and 8, >= 0. The paper: 0 for FCOS, 0.5 for RetinaNet, 2 for RPN.
             tasks: re-label both tasks, classification only or localisation only.
-            topk: candidates per object with a `TaskAligned` baseline, the first of which are its own positives.
+            extra: candidates per object beyond the positives of a `TaskAligned` baseline.
 
         Raises:
             ValueError: a value outside its domain.
@@ -60,7 +60,7 @@ class MutualLabeling:
         self.baseline = TaskAligned() if baseline is None else baseline
         self.alpha = alpha
         self.tasks = tasks
-        self.topk = topk
+        self.extra = extra
 
     def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
         """Assign. See the module's head for the steps and `assignment.py` for shapes."""
@@ -72,8 +72,8 @@ class MutualLabeling:
 
         claims: Claims | AlignedClaims
         if isinstance(self.baseline, TaskAligned):
-            claims = self.baseline.claims(predictions, priors, objects, topk=max(self.topk, self.baseline.topk))
-            in_baseline = claims.rank < self.baseline.topk
+            claims = self.baseline.claims(predictions, priors, objects, extra=self.extra)
+            in_baseline = claims.in_baseline
         else:
             claims = self.baseline.claims(priors, objects, batch=batch)
             in_baseline = claims.positive
@@ -82,7 +82,6 @@ class MutualLabeling:
         label = partial(self._label, claims, in_baseline, objects=objects, batch=batch, anchors=anchors)
         if self.tasks == "both":
             return Assignment(label(ious, dropped=Role.NEGATIVE), label(scores, dropped=Role.IGNORED))
-        # Of the baseline itself: the candidates above settled conflicts among more claims than it makes.
         kept = self.baseline(predictions, priors, targets)
         if self.tasks == "cls":
             return Assignment(label(ious, dropped=Role.NEGATIVE), kept.localization)

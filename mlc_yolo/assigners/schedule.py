@@ -21,6 +21,10 @@ class Schedule:
     main: Assigner
     warmup: int
 
+    def __deepcopy__(self, memo: object) -> Schedule:
+        """Return itself: models are copied with their criterion, and an assigner holds no state worth copying."""
+        return self
+
     def at(self, epoch: int) -> Assigner:
         """Return the assigner of an epoch counted from 0.
 

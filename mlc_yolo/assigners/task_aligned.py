@@ -39,13 +39,13 @@ class AlignedClaims:
 
     Attributes:
         pairs: P pairs.
-        rank: (P,) int64, place among its object's candidates by the metric, 0 the best.
+        in_baseline: (P,) bool, whether the task-aligned assignment itself trains it.
         metric: (P,) float32 > 0.
         overlap: (P,) float32, CIoU clamped at 0.
     """
 
     pairs: Pairs
-    rank: Tensor
+    in_baseline: Tensor
     metric: Tensor
     overlap: Tensor
 
@@ -89,27 +89,27 @@ class TaskAligned:
         if not len(objects) or not anchors:
             task = all_negative(batch, anchors, predictions.boxes.device)
             return Assignment(task, task)
-        claims = self.claims(predictions, priors, objects, topk=self.topk)
-        positive = torch.ones_like(claims.rank, dtype=torch.bool)
+        claims = self.claims(predictions, priors, objects)
         task = to_task(
             objects,
             claims.pairs,
-            role=torch.full_like(claims.rank, Role.POSITIVE, dtype=torch.int8),
+            role=torch.full_like(claims.pairs.anchor, Role.POSITIVE, dtype=torch.int8),
             weight=torch.ones_like(claims.metric),
-            quality=claims.quality(positive, len(objects)),
+            quality=claims.quality(claims.in_baseline, len(objects)),
             batch=batch,
             anchors=anchors,
         )
         return Assignment(task, task)
 
-    def claims(self, predictions: Predictions, priors: Priors, objects: Objects, *, topk: int) -> AlignedClaims:
-        """Return the `topk` best candidates of each object, conflicts resolved.
+    def claims(self, predictions: Predictions, priors: Priors, objects: Objects, *, extra: int = 0) -> AlignedClaims:
+        """Return the positives, and on anchors that nobody claimed each object's next-best candidates.
 
         Args:
             predictions: scores and boxes of the batch.
             priors: A > 0 anchors.
             objects: N > 0 objects.
-            topk: candidates per object before conflicts.
+            extra: how many candidates after the first `topk` an object may add. They come second, so that no object
+                loses a positive to another's afterthought; an anchor two objects add goes to the one it overlaps most.
 
         Returns:
             The winning pairs.
@@ -120,17 +120,24 @@ class TaskAligned:
         scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
         overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
         metric = scores.pow(self.alpha) * overlap.pow(self.beta)
+        rank = rank_in_group(metric, pairs.object, len(objects)).masked_fill_(metric <= 0, len(priors))
 
-        rank = rank_in_group(metric, pairs.object, len(objects))
-        claimed = (rank < topk) & (metric > 0)
+        claimed = rank < self.topk
         key = anchor_key(pairs, objects, anchors)
         claims_of_anchor = torch.zeros(batch * anchors, dtype=torch.int64, device=key.device)
         claims_of_anchor.index_add_(0, key, claimed.long())
         contested = claims_of_anchor[key] > 1
         # The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
         won = contested & keep_best(pairs, objects, overlap, batch=batch, anchors=anchors)
-        kept = torch.where(contested, won, claimed) & (metric > 0)
-        return AlignedClaims(pairs[kept], rank[kept], metric[kept], overlap[kept])
+        in_baseline = torch.where(contested, won, claimed) & (metric > 0)
+        kept = in_baseline
+        if extra:
+            added = (rank >= self.topk) & (rank < self.topk + extra) & (claims_of_anchor[key] == 0)
+            contenders = added.nonzero()[:, 0]
+            best = keep_best(pairs[added], objects, overlap[added], batch=batch, anchors=anchors)
+            kept = in_baseline.clone()
+            kept[contenders[best]] = True
+        return AlignedClaims(pairs[kept], in_baseline[kept], metric[kept], overlap[kept])
 
 
 def _widened(boxes: Tensor, priors: Priors) -> Tensor:

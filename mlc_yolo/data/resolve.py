@@ -132,6 +132,20 @@ def generated(spec: demo.DemoSpec) -> Path:
     return target / "data.yaml"
 
 
+def redraw_missing(data: str | Path) -> None:
+    """Draw the demo set again if `data` names a file of it and the cache was emptied since.
+
+    Args:
+        data: what a checkpoint remembers of its data.
+
+    Raises:
+        OSError: the cache folder cannot be written.
+    """
+    path = Path(data)
+    if not path.exists() and path.parent.parent == cache_dir() and path.parent.name.startswith("demo-"):
+        resolve_data(DEFAULT)
+
+
 def _complete(folder: Path, text: str) -> bool:
     """Whether it holds every file of its manifest, unaltered; others may be there (Ultralytics' label caches)."""
     try:

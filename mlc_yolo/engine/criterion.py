@@ -218,6 +218,15 @@ class PerTaskE2ELoss(E2ELoss):
     def epoch(self, value: int) -> None:
         self.one2many.epoch = value
 
+    @property
+    def schedule(self) -> Schedule:
+        """Assigners of the one-to-many branch by epoch."""
+        return self.one2many.schedule
+
+    @schedule.setter
+    def schedule(self, value: Schedule) -> None:
+        self.one2many.schedule = value
+
     def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the weighted sum of both branches' losses and the items for the log."""
         preds = self.one2many.parse_output(preds)
@@ -239,7 +248,7 @@ def build_criterion(
         iou_gain: factor of the predicted-IoU loss.
 
     Returns:
-        A callable `(preds, batch) -> (losses, items)` with a settable `epoch`.
+        A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
     """
 
     def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:

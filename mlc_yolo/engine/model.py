@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 from ultralytics import YOLO
+from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
 from ultralytics.models.yolo.detect import DetectionPredictor
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 
 from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.engine import options
+from mlc_yolo.engine.checkpoint import read_marker, write_marker
 from mlc_yolo.engine.stock_export import NEEDS_STOCK, export_stock, to_stock
 from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.engine.tuner import MLCTuner
 from mlc_yolo.engine.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import check_head, has_iou_channel, set_rescore
+from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, set_rescore
 
 
 class MLCYOLO(YOLO):
@@ -81,6 +84,8 @@ class MLCYOLO(YOLO):
         custom = None
         if callable(kwargs.get("assigner")):
             custom = kwargs.pop("assigner")
+            if isinstance(custom, type):
+                raise TypeError(f"assigner={custom.__name__} is a class; give an instance: {custom.__name__}()")
         ours = self._checked(kwargs)
         if self.task != "detect":
             if custom is not None:
@@ -89,7 +94,11 @@ class MLCYOLO(YOLO):
 
         self._refuse_unsupported_head(ours)
         kwargs.update(ours)
-        if not kwargs.get("resume") and not kwargs.get("cfg"):
+        if kwargs.get("cfg"):
+            kwargs.setdefault("save_dir", None)  # of the run the file comes from, which must not be written over
+            if not kwargs.get("data") and not YAML.load(kwargs["cfg"]).get("data"):
+                kwargs["data"] = resolve_data(None)
+        elif not kwargs.get("resume"):
             data: Any = kwargs.get("data")
             several = isinstance(data, list | tuple)  # upstream fine-tunes on each in turn
             kwargs["data"] = [resolve_data(each) for each in data] if several else resolve_data(data)
@@ -135,9 +144,11 @@ class MLCYOLO(YOLO):
         target = str(stock.get("format", "")).lower()
         if target == "stock":
             self._check_is_pytorch_model()
-            return str(export_stock(self.model, self._stock_path()))
+            path = export_stock(self.model, self._stock_path())
+            LOGGER.info(f"Stock checkpoint, for plain Ultralytics: {path}")
+            return str(path)
         if target in NEEDS_STOCK and has_iou_channel(self.model):
-            if target == "imx" and getattr(self.model.model[-1], "rescore", False):
+            if target == "imx" and getattr(self._head(), "rescore", False):
                 raise ValueError("format=imx has no room for the predicted IoU: export with rescore=False")
             plain = YOLO(self.model_name or self.overrides.get("model"), task=self.task)
             plain.model = to_stock(self.model)
@@ -169,37 +180,67 @@ class MLCYOLO(YOLO):
             return super().tune(use_ray, iterations, *args, **kwargs)
         self._check_is_pytorch_model()
         kwargs.update(self._checked(kwargs))
+        run = {**DEFAULT_CFG_DICT, **options.defaults(), **kwargs}
+        options.warmup_epochs(run["assigner_warmup"], run["assigner"], run["epochs"])
         kwargs["data"] = resolve_data(kwargs.get("data"))
         if "optimizer" not in (kwargs.get("space") or {}):
             kwargs.setdefault("optimizer", "AdamW")
         tuner = MLCTuner(args={**self.overrides, **kwargs, "mode": "train"}, _callbacks=self.callbacks)
         return tuner(iterations=iterations)
 
+    def load(self, weights: Any = "yolo11n.pt") -> MLCYOLO:
+        """Load weights as upstream does; a trained IoU channel among them comes along.
+
+        Args:
+            weights: path, checkpoint or module.
+
+        Returns:
+            This model.
+        """
+        source = load_checkpoint(weights)[0] if isinstance(weights, str | Path) else weights
+        if isinstance(source, torch.nn.Module) and isinstance(self.model, DetectionModel):
+            if has_iou_channel(source):
+                add_iou_channel(self._head())
+            if read_marker(source):
+                write_marker(self.model, **read_marker(source))
+        super().load(weights)
+        return self
+
     def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return our options among `kwargs`, checked; refuse them on models of other tasks."""
         ours, _ = options.split(kwargs)
         if ours and self.task != "detect":
             raise ValueError(
-                f"{', '.join(ours)} belong to detection models; '{self.overrides.get('model')}' is a {self.task} "
-                "model. Leave them out, or take a detection model"
+                f"{', '.join(ours)}: for detection models; '{self.overrides.get('model')}' is a {self.task} model. "
+                "Leave out what is named, or take a detection model"
             )
         return options.check(ours)
 
     def _prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Check our options and apply `rescore`, the one that acts at inference."""
+        """Check names and our options, and apply `rescore`, the one that acts at inference, for this call alone."""
+        known = {**DEFAULT_CFG_DICT, **options.defaults()}
+        check_dict_alignment(
+            known, dict(kwargs), allowed_custom_keys={"augmentations", "save_dir", "prompts", "persist"}
+        )
         ours = self._checked(kwargs)
-        if "rescore" in ours:
-            if not isinstance(self.model, torch.nn.Module):
+        if not isinstance(self.model, torch.nn.Module):
+            if "rescore" in ours:
                 raise ValueError("rescore is fixed in an exported model: export again with rescore=False")
-            set_rescore(self.model, ours["rescore"])
-            self.predictor = None  # it wraps a copy of the model
+        elif self.task == "detect":
+            rescore = ours.get("rescore", read_marker(self.model).get("rescore", True))
+            if rescore != getattr(self._head(), "rescore", rescore):
+                set_rescore(self.model, rescore)
+                self.predictor = None  # it wraps a copy of the model
         return ours
+
+    def _head(self) -> Any:
+        layers: Any = self.model.model
+        return layers[-1]
 
     def _refuse_unsupported_head(self, ours: dict[str, Any]) -> None:
         """Fail before any file is touched if the head is no plain `Detect`."""
         if isinstance(self.model, DetectionModel) and ours.get("iou_head") is not False:
-            layers: Any = self.model.model
-            check_head(layers[-1])
+            check_head(self._head())
 
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")

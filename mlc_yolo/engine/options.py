@@ -79,15 +79,20 @@ def warmup_epochs(warmup: float | None, assigner: str, epochs: int) -> int:
     Raises:
         ValueError: the warm-up leaves no epoch for `assigner`.
     """
-    if warmup is None:
-        warmup = 0.4 if assigner == "mlc" else 0
-    length = int(warmup) if warmup >= 1 else int(warmup * epochs + 1e-9)  # 0.29 * 100 is 28.999...
+    length = warmup_length(warmup, assigner, epochs)
     if length >= max(epochs, 1):
         raise ValueError(
             f"assigner_warmup={warmup:g} must end before the run of epochs={epochs}: '{assigner}' would never train. "
             f"Give fewer epochs, or a fraction below 1 such as assigner_warmup=0.4."
         )
     return length
+
+
+def warmup_length(warmup: float | None, assigner: str, epochs: int) -> int:
+    """Return what `warmup_epochs` does, without its check: a run under way may turn out shorter than planned."""
+    if warmup is None:
+        warmup = 0.4 if assigner == "mlc" else 0
+    return int(warmup) if warmup >= 1 else int(warmup * epochs + 1e-9)  # 0.29 * 100 is 28.999...
 
 
 def _checked(name: str, value: Any) -> Any:

@@ -6,14 +6,14 @@ from copy import copy
 from typing import Any
 
 from torch import nn
-from ultralytics.cfg import cfg2dict
+from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
-from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.data.resolve import redraw_missing, resolve_data
 from mlc_yolo.engine import options
 from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, write_marker
 from mlc_yolo.engine.criterion import build_criterion
@@ -56,16 +56,15 @@ class MLCTrainer(DetectionTrainer):
         overrides = dict(overrides or {})
         if assigner is not None:
             overrides["assigner"] = options.CUSTOM
-        ours, _ = options.split(overrides)
-        overrides.update(options.check(ours))
-        if not overrides.get("resume"):
-            overrides["data"] = resolve_data(overrides.get("data"))
-        self.custom_assigner = assigner
         base = {**options.defaults(), **cfg2dict(cfg)}
-        if not overrides.get("resume"):  # before any file is touched
-            run = {**base, **overrides}
-            self._refuse_missing_assigner(run["assigner"])
-            options.warmup_epochs(run["assigner_warmup"], run["assigner"], run["epochs"])
+        for arguments in (base, overrides):
+            arguments.update(options.check(options.split(arguments)[0]))
+        self.custom_assigner = assigner
+        if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
+            overrides["data"] = resolve_data(overrides.get("data") or base.get("data"))
+            run = get_cfg(base, overrides)
+            self._refuse_missing_assigner(run.assigner)
+            options.warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
         super().__init__(base, overrides, _callbacks)
         if assigner is not None and self.ddp:
             raise ValueError("an assigner object trains on one device: choose one, such as device=0")
@@ -76,7 +75,14 @@ class MLCTrainer(DetectionTrainer):
         for name, value in options.defaults().items():
             if not hasattr(self.args, name):
                 setattr(self.args, name, value)
+        if not self.resume:
+            return
         self._refuse_missing_assigner(self.args.assigner)
+        if self.custom_assigner is not None and self.args.assigner != options.CUSTOM:
+            raise ValueError(
+                f"this run trains with assigner={self.args.assigner}; it resumes with that, not with an assigner object"
+            )
+        redraw_missing(self.args.data)
 
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
@@ -97,7 +103,7 @@ class MLCTrainer(DetectionTrainer):
         if wanted:
             add_iou_channel(model.model[-1])
             set_rescore(model, self.args.rescore)
-        write_marker(model, iou_head=wanted)
+        write_marker(model, iou_head=wanted, rescore=self.args.rescore)
         if weights is not None:
             load_stock_weights(model, weights, verbose=verbose and RANK in {-1, 0})
         return model
@@ -127,8 +133,8 @@ class MLCTrainer(DetectionTrainer):
         main = self.custom_assigner
         if main is None:
             main = build_assigner(self.args.assigner, ours)
-        warmup = options.warmup_epochs(self.args.assigner_warmup, self.args.assigner, self.epochs)
-        return Schedule(build_assigner(self.args.assigner_base, ours), main, warmup)
+        warmup = options.warmup_length(self.args.assigner_warmup, self.args.assigner, self.epochs)
+        return Schedule(build_assigner(self.args.assigner_base, ours), main, min(warmup, max(self.epochs - 1, 0)))
 
     def read_results_csv(self) -> dict[str, list[Any]]:
         """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
@@ -149,14 +155,17 @@ class MLCTrainer(DetectionTrainer):
     def _model_train(self) -> None:
         """Enter training mode, upstream's first act of every epoch, and tell the criterion which epoch it is."""
         super()._model_train()
-        schedule = self.schedule()
         criterion: Any = _trained(unwrap_model(self.model)).criterion
+        warmup = criterion.schedule.warmup
+        if self.args.time and self.epoch < warmup:  # upstream re-estimates the run's length while it trains
+            criterion.schedule = self.schedule()
+            warmup = criterion.schedule.warmup
         criterion.epoch = self.epoch
         if self.ema:  # gives the validation losses; some upstream versions copy it before the criterion is attached
             _trained(self.ema.ema).criterion = criterion
-        if RANK in {-1, 0} and schedule.warmup and self.epoch in {self.start_epoch, schedule.warmup}:
-            stage = self.args.assigner_base if self.epoch < schedule.warmup else self.args.assigner
-            LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {schedule.warmup}")
+        if RANK in {-1, 0} and warmup and self.epoch in {self.start_epoch, warmup}:
+            stage = self.args.assigner_base if self.epoch < warmup else self.args.assigner
+            LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {warmup}")
 
     def _refuse_missing_assigner(self, name: str) -> None:
         """Refuse the name that stands for an assigner object when there is none: a checkpoint does not hold it."""

@@ -26,7 +26,7 @@ class MLCTuner(Tuner):
         """
         ours, stock = options.split(args)
         super().__init__(stock, _callbacks)
-        for name, value in ours.items():
+        for name, value in {**options.defaults(), **ours}.items():
             setattr(self.args, name, value)
 
     def __call__(self, iterations: int = 300, cleanup: bool = True) -> None:

@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 def iou_rescoring_loss(logits: Tensor, ious: Tensor, count: Tensor) -> Tensor:
-    """Return sum (sigmoid(logit) - IoU)^2 / max(count, 1).
+    """Return sum (sigmoid(logit) - IoU)^2 / count.
 
     Args:
         logits: (P,) predicted-IoU logits of the positives of either task.
         ious: (P,) IoU of decoded box and object, in [0, 1]; gradients are not followed.
-        count: scalar, P, or its share where a batch is spread over ranks.
+        count: scalar > 0, max(P, 1), or its share where a batch is spread over ranks.
 
     Returns:
         Scalar float32; a differentiable 0 for P = 0.
@@ -26,4 +26,4 @@ def iou_rescoring_loss(logits: Tensor, ious: Tensor, count: Tensor) -> Tensor:
         tensor(0.1250)
     """
     error = logits.float().sigmoid() - ious.detach().float()
-    return error.square().sum() / count.clamp(min=1)
+    return error.square().sum() / count

@@ -371,10 +371,17 @@ def mutual_labeling(
     return classification, localization
 
 
-def mutual_labeling_aligned(image: Image, *, alpha: float = 0.5, tasks: str = "both", topk: int = 20) -> Both:
-    """The task-aligned variant: TAL's `topk` best instead of a static baseline's candidates, its metric as target."""
-    owner, metric, overlap, ranks = aligned(image, topk)
-    in_baseline = {a for a, k in owner.items() if ranks[k, a] < 10}
+def mutual_labeling_aligned(image: Image, *, alpha: float = 0.5, tasks: str = "both", extra: int = 10) -> Both:
+    """The task-aligned variant: TAL's positives, then on free anchors each object's next `extra` best; soft targets."""
+    baseline, metric, overlap, ranks = aligned(image, 10)
+    in_baseline = set(baseline)
+    wanted: dict[int, list[int]] = {}
+    for (k, a), rank in ranks.items():
+        if 10 <= rank < 10 + extra and not any(ranks.get((other, a), 10) < 10 for other in range(len(image.objects))):
+            wanted.setdefault(a, []).append(k)
+    owner = dict(baseline)
+    for a, ks in wanted.items():
+        owner[a] = max(sorted(ks), key=lambda k: overlap[k, a])
     result = []
     for is_classification, relabel in ((True, tasks in ("both", "cls")), (False, tasks in ("both", "loc"))):
         if not relabel:

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from mlc_yolo.assigners import Assignment, Predictions, Role, Targets, TaskAssignment
+from mlc_yolo.assigners import (
+    Assignment,
+    MutualLabeling,
+    Predictions,
+    Role,
+    Targets,
+    TaskAligned,
+    TaskAssignment,
+)
 from mlc_yolo.priors import Priors
 
 from .references import VARIANTS, Variant, images
@@ -325,3 +333,13 @@ def test_a_thousand_objects_in_one_image_are_assigned(variant: Variant) -> None:
     )
     for task in tasks(assign(variant, replace(batch, targets=targets))):
         assert task.positive.any() and task.gt_index.amax() < 1000
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_mutual_labelling_trains_every_object_the_task_aligned_assigner_trains(seed: int) -> None:
+    inputs = scene(seed).inputs
+    baseline = TaskAligned()(*inputs).classification.gt_index
+    result = MutualLabeling()(*inputs)
+    for image, wanted in enumerate(baseline):
+        for task in (result.classification, result.localization):
+            assert set(wanted.tolist()) - {-1} <= set(task.gt_index[image].tolist())

@@ -121,7 +121,7 @@ def test_the_iou_loss_is_zero_at_its_target() -> None:
 
 def test_the_iou_loss_without_positives_is_a_differentiable_zero() -> None:
     logits = torch.zeros(0, requires_grad=True)
-    loss = iou_rescoring_loss(logits, torch.zeros(0), torch.tensor(0))
+    loss = iou_rescoring_loss(logits, torch.zeros(0), torch.tensor(1))
     loss.backward()
     assert loss.item() == 0 and logits.grad is not None
 
@@ -129,7 +129,8 @@ def test_the_iou_loss_without_positives_is_a_differentiable_zero() -> None:
 def test_the_iou_loss_divides_by_the_count_it_is_given() -> None:
     logits, ious = torch.zeros(3), torch.ones(3)  # 3 * .25 = .75
     assert iou_rescoring_loss(logits, ious, torch.tensor(1.5)).item() == pytest.approx(0.5)
-    assert iou_rescoring_loss(logits, ious, torch.tensor(0.2)).item() == pytest.approx(0.75)
+    # A rank's share of one positive among two ranks is a half: .75 / .5.
+    assert iou_rescoring_loss(logits, ious, torch.tensor(0.5)).item() == pytest.approx(1.5)
 
 
 def test_the_iou_loss_of_half_precision_logits_is_single() -> None:

@@ -10,11 +10,14 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from mlc_yolo.assigners import Assignment, Predictions, Schedule, Targets, TaskAligned, build_assigner
+from mlc_yolo.assigners import Assignment, Predictions, Role, Schedule, Targets, TaskAligned, build_assigner
+from mlc_yolo.assigners.assignment import all_negative
+from mlc_yolo.boxes import aligned_ciou
+from mlc_yolo.coding import decode_dfl, decode_distance
 from mlc_yolo.engine import options
 from mlc_yolo.engine.criterion import build_criterion
 from mlc_yolo.heads.iou_aware import add_iou_channel
-from mlc_yolo.priors import Priors
+from mlc_yolo.priors import Priors, grid_priors
 
 ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc"]
 
@@ -172,3 +175,48 @@ def test_class_weights_scale_the_class_loss_of_the_per_task_path() -> None:
     model.class_weights = torch.full((3,), 2.0)
     weighted, _ = _criterion(model, "fcos")(preds, batch)
     torch.testing.assert_close(weighted[1], 2 * plain[1])
+
+
+class _Halves:
+    """Two tasks that differ in positives, weights and quality: anchors 0-2 for classes, 2-5 for boxes."""
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        batch, anchors = predictions.boxes.shape[:2]
+        cls, loc = (all_negative(batch, anchors, predictions.boxes.device) for _ in range(2))
+        for task, start, stop, weight, quality in ((cls, 0, 3, 0.5, 0.8), (loc, 2, 6, 0.25, 0.5)):
+            task.gt_index[0, start:stop] = 0
+            task.role[0, start:stop] = Role.POSITIVE
+            task.weight[0, start:stop] = weight
+            task.quality[0, start:stop] = quality
+        cls.role[0, 10], cls.weight[0, 10] = Role.IGNORED, 0.0
+        return Assignment(cls, loc)
+
+
+def test_each_task_is_weighted_and_normalised_by_its_own_assignment() -> None:
+    model, batch = _model("yolo11n"), _batch([[0, 1, 0.5, 0.5, 0.6, 0.6]], images=1)
+    preds = model(batch["img"])
+    losses, items = _criterion(model, _Halves())(preds, batch)
+    logits = preds["scores"][0].T
+    target, weight = torch.zeros_like(logits), torch.ones(len(logits), 1)
+    target[:3, 1], weight[:3], weight[10] = 0.8, 0.5, 0.0
+    bce = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    expected = (bce * weight).sum() / (3 * 0.8) * DEFAULT_CFG.cls  # the normaliser: 3 positives of quality 0.8
+    torch.testing.assert_close(losses[1], expected)
+
+    distances, priors = preds["boxes"][0].T.view(-1, 4, 16), grid_priors([(8, 12), (4, 6), (2, 3)], (8, 16, 32))
+    goal = torch.tensor([[0.2 * 96, 0.2 * 64, 0.8 * 96, 0.8 * 64]])
+    box = decode_distance(decode_dfl(distances[2:6].softmax(-1)) * 8, priors.points[2:6])
+    ciou = aligned_ciou(box, goal.expand(4, 4))
+    # weight 0.25 * quality 0.5 for each of 4, over the normaliser 4 * 0.5
+    torch.testing.assert_close(losses[0], ((1 - ciou) * 0.125).sum() / 2 * DEFAULT_CFG.box, rtol=1e-4, atol=1e-4)
+    assert (items["pos_cls"], items["pos_loc"]) == (3, 4)
+
+
+def test_options_reach_the_assigner() -> None:
+    level, every = (
+        build_assigner("mlc", {**options.defaults(), "mlc_candidates": name}).baseline for name in ("level", "inside")
+    )
+    assert (level.levels, every.levels) == ("range", "all")
+    chosen = {"mlc_alpha": 2.0, "mlc_tasks": "cls", "mg_sigma": 1.5, "mg_tasks": "l2c"}
+    mlc, mg = (build_assigner(name, {**options.defaults(), **chosen}) for name in ("mlc", "mutual_guidance"))
+    assert (mlc.alpha, mlc.tasks, mg.sigma, mg.tasks) == (2.0, "cls", 1.5, "l2c")

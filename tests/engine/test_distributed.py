@@ -45,7 +45,11 @@ def _rank(rank: int, store: str, assigner: str, images: torch.Tensor, rows: torc
 
 @pytest.mark.slow
 @pytest.mark.parametrize("assigner", ["fcos", "mutual_guidance", "mlc"])
-@pytest.mark.parametrize("rows", [OBJECTS, OBJECTS[:2], OBJECTS[:0]], ids=["both", "one rank empty", "both empty"])
+@pytest.mark.parametrize(
+    "rows",
+    [OBJECTS, OBJECTS[:2], torch.tensor([[0, 0, 0.3, 0.4, 0.04, 0.05]]), OBJECTS[:0]],
+    ids=["both", "one rank empty", "fewer positives than ranks", "both empty"],
+)
 def test_two_ranks_equal_one_process(assigner: str, rows: torch.Tensor, tmp_path: Path) -> None:
     images = torch.rand((2, 3, 64, 96), generator=torch.Generator().manual_seed(1))
     expected = _losses(images, rows, assigner)

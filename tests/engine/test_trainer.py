@@ -14,12 +14,13 @@ import pytest
 import torch
 from ultralytics import YOLO
 from ultralytics.nn.modules.head import Detect
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.assigners import Assignment, MutualLabeling, Predictions, Targets, TaskAligned
 from mlc_yolo.engine.criterion import PerTaskE2ELoss, PerTaskLoss
 from mlc_yolo.engine.trainer import MLCTrainer
-from mlc_yolo.heads.iou_aware import IoUAwareDetect
+from mlc_yolo.heads.iou_aware import IoUAwareDetect, add_iou_channel
 from mlc_yolo.priors import Priors
 
 TINY = {"imgsz": 64, "batch": 8, "nbs": 8, "seed": 0, "optimizer": "SGD", "plots": False, "warmup_epochs": 0}
@@ -61,6 +62,9 @@ def test_a_resumed_run_follows_the_uninterrupted_one_across_the_switch(
     trainer = resumed.trainer
     assert isinstance(trainer.model.criterion, PerTaskE2ELoss if name == "yolo26n.yaml" else PerTaskLoss)
     assert (trainer.args.assigner, trainer.args.assigner_warmup, trainer.args.iou_gain) == ("mlc", 3, 2.0)
+    assert trainer.ema.ema.criterion is trainer.model.criterion and trainer.model.criterion.epoch == 5
+    if name == "yolo26n.yaml":  # the branch weights go on from where they were: 0.8 to 0.1 over 5 updates
+        assert trainer.model.criterion.updates == 6 and trainer.model.criterion.o2m == pytest.approx(0.1)
     assert isinstance(trainer.schedule().at(2), TaskAligned) and isinstance(trainer.schedule().at(3), MutualLabeling)
 
     whole, cut = rows(run_dir / "whole"), rows(run_dir / "cut")
@@ -134,7 +138,7 @@ def test_iou_channel_follows_the_checkpoint_when_left_out(tiny_data: Path, run_d
 
 
 class Nearest:
-    """An assigner of one's own: whatever the task-aligned one says, for classification only half as heavy."""
+    """An assigner of one's own: the task-aligned one with a single positive for each object."""
 
     def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
         return TaskAligned(topk=1)(predictions, priors, targets)
@@ -191,3 +195,55 @@ def test_stock_checkpoint_trains_on_with_every_stock_tensor_in_place(
     same_shape = [name for name in theirs if theirs[name].shape == ours[name].shape]
     assert all(torch.equal(ours[name], theirs[name]) for name in same_shape)
     assert f"{len(same_shape)}/{len(theirs)} stock tensors loaded" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_bounded_by_time_still_switches_assigners(tiny_data: Path, run_dir: Path) -> None:
+    model = MLCYOLO("yolo11n.yaml")
+    model.train(data=str(tiny_data), time=0.003, assigner="mlc", val=False, project=str(run_dir), name="timed", **TINY)
+    table = rows(run_dir / "timed")
+    same = [row["train/pos_cls"] == row["train/pos_loc"] for row in table]
+    switch = same.index(False)
+    assert switch > 0 and not any(same[switch:])
+
+
+@pytest.mark.slow
+def test_loading_weights_brings_their_iou_channel_along(tiny_data: Path, run_dir: Path) -> None:
+    trained = MLCYOLO("yolo11n.yaml")
+    trained.train(data=str(tiny_data), epochs=1, project=str(run_dir), name="one", **TINY)
+    best = run_dir / "one" / "weights" / "best.pt"
+    source = MLCYOLO(best)
+    with torch.no_grad():
+        source.model.model[-1].cv_iou[0].bias.fill_(0.25)
+    loaded = MLCYOLO("yolo11n.yaml").load(source.model)
+    assert loaded.model.model[-1].cv_iou[0].bias.item() == 0.25
+
+
+def test_a_configuration_file_is_checked_and_its_data_kept(tiny_data: Path, run_dir: Path) -> None:
+    given = {**DEFAULT_CFG_DICT, "data": str(tiny_data), "project": str(run_dir), "model": "yolo11n.yaml"}
+    with pytest.raises(ValueError, match="Did you mean 'mlc'"):
+        MLCTrainer(cfg={**given, "assigner": "mcl"})
+    assert not list(run_dir.iterdir())
+    trainer = MLCTrainer(cfg={**given, "assigner": "mg"})
+    assert trainer.args.assigner == "mutual_guidance" and trainer.args.data == str(tiny_data)
+
+
+def test_rescoring_is_switched_for_one_call_only() -> None:
+    model = MLCYOLO("yolo11n.yaml")
+    add_iou_channel(model.model.model[-1])
+    image = torch.rand(1, 3, 64, 64)
+    model.predict(image, rescore=False, verbose=False)
+    assert model.model.model[-1].rescore is False
+    model.predict(image, verbose=False)
+    assert model.model.model[-1].rescore is True
+
+
+def test_an_assigner_class_is_refused(tiny_data: Path, run_dir: Path) -> None:
+    with pytest.raises(TypeError, match=r"give an instance: TaskAligned\(\)"):
+        MLCYOLO("yolo11n.yaml").train(data=str(tiny_data), assigner=TaskAligned, project=str(run_dir), **TINY)
+    assert not list(run_dir.iterdir())
+
+
+def test_a_wrong_name_is_answered_in_validation_too() -> None:
+    with pytest.raises(SyntaxError, match="coco_eval"):
+        MLCYOLO("yolo11n.yaml").val(coco_evl=True)
