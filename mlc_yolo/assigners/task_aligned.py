@@ -120,7 +120,7 @@ class TaskAligned:
         scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
         overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
         metric = scores.pow(self.alpha) * overlap.pow(self.beta)
-        rank = rank_in_group(metric, pairs.object, len(objects)).masked_fill_(metric <= 0, len(priors))
+        rank = rank_in_group(metric, pairs.object, len(objects)).masked_fill_(~(metric > 0), len(priors))
 
         claimed = rank < self.topk
         key = anchor_key(pairs, objects, anchors)
