@@ -60,7 +60,6 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["train", "iou_head=maybe"], "True or False"),
         (["train", "data="], "missing 'data' value"),
         (["train", "cfg=nowhere.yaml"], "cannot be read"),
-        (["train", "imgsz=[64"], "unmatched"),
         (["train", "model=nowhere.yaml"], "nowhere.yaml"),
         (["train", "model=yolo11n.yaml", "data=nowhere.yaml"], "nowhere.yaml"),
         (["train", "model=yolo11n-seg.yaml", "assigner=mlc"], "segment model"),

@@ -7,8 +7,7 @@
 
 The same selection and targets as `ultralytics.utils.tal.TaskAlignedAssigner` (a test compares them), but worked on the
 pairs inside boxes. Difference: a pair whose metric is 0 is never positive, where upstream may fill up to 10 with such
-pairs, which then train nothing. Before 8.4.190, some of the upstream versions we support widened boxes to the first
-stride only.
+pairs, which then train nothing.
 """
 
 from __future__ import annotations

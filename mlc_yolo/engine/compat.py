@@ -32,7 +32,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 #: Tested range; `pyproject.toml` asks for the same.
-LOWEST, BELOW = "8.4.110", "8.5"
+LOWEST, BELOW = "8.4.170", "8.5"
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class MLCTrainer(DetectionTrainer):
         self.custom_assigner = assigner
         if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
             overrides["data"] = resolve_data(overrides.get("data") or base.get("data"))
-            run = get_cfg(base, overrides)
+            # Older upstream versions hand a "session" over, which is no argument.
+            run = get_cfg(base, {name: value for name, value in overrides.items() if name != "session"})
             self._refuse_missing_assigner(run.assigner)
             options.warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
         super().__init__(base, overrides, _callbacks)

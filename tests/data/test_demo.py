@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -407,3 +408,17 @@ def test_importing_the_module_imports_neither_torch_nor_ultralytics() -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
     assert result.stdout.strip() == "set()"
+
+
+@pytest.mark.slow
+def test_a_drawn_set_that_a_checkpoint_remembers_is_drawn_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLC_YOLO_CACHE", str(tmp_path))
+    data = Path(resolve.resolve_data("demo.yaml"))
+    shutil.rmtree(data.parent)
+    resolve.redraw_missing(data)
+    assert data.exists()
+    elsewhere = tmp_path / "mine" / "data.yaml"
+    resolve.redraw_missing(elsewhere)
+    assert not elsewhere.exists()
