@@ -99,11 +99,14 @@ class MutualGuidance:
     @staticmethod
     def _regressed(predictions: Predictions, objects: Objects) -> tuple[Pairs, Tensor]:
         """Return the pairs whose decoded box touches the object, and that IoU."""
-        boxes = predictions.boxes[objects.image]
-        left_top = torch.maximum(boxes[..., :2], objects.boxes[:, None, :2])
-        right_bottom = torch.minimum(boxes[..., 2:], objects.boxes[:, None, 2:])
-        pairs = pairs_where((left_top < right_bottom).all(-1))
-        return pairs, aligned_iou(boxes[pairs.object, pairs.anchor], objects.boxes[pairs.object])
+        left, top, right, bottom = predictions.boxes.unbind(-1)
+        image, goal = objects.image, objects.boxes
+        touches = left[image] < goal[:, 2:3]
+        touches &= right[image] > goal[:, 0:1]
+        touches &= top[image] < goal[:, 3:4]
+        touches &= bottom[image] > goal[:, 1:2]
+        pairs = pairs_where(touches)
+        return pairs, aligned_iou(predictions.boxes[image[pairs.object], pairs.anchor], goal[pairs.object])
 
     @staticmethod
     def _task(
