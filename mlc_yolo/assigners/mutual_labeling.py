@@ -10,7 +10,10 @@ Step 6, exact Otsu instead of a histogram, and "one object per anchor" are our r
 
 The paper's targets are hard. With a `TaskAligned` baseline (`mlc_candidates=tal`) they are soft: the metric, rescaled
 over the task's own positives; positives weigh 1 and all that the cut drops from classification weighs
-|I - tau_loc|^alpha. This variant is ours; the README's results compare the two.
+|I - tau_loc|^alpha. This variant is ours. Effect with the IoU channel, fine-tuning a YOLOv8n rebuilt from int8 on
+bccd-416 (256 px, 15 epochs): AP 58.8 +- 0.3 over three seeds, where the paper's hard targets on all in-box candidates
+gave 56.7 (one seed). The task-aligned baseline itself reached 59.4 +- 0.1, so neither beats it, while Spearman per
+object rises from 0.24 to 0.31 and 0.45.
 """
 
 from __future__ import annotations
