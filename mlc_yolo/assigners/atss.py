@@ -12,15 +12,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc_yolo.assigners.assignment import Assignment, Predictions, Targets, all_negative
-from mlc_yolo.assigners.candidates import Objects, Pairs, count_in_group, flatten_targets
-from mlc_yolo.assigners.claims import Claims, baseline_task
+from mlc_yolo.assigners.candidates import Objects, Pairs, count_in_group
+from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import keep_best
 from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.priors import Priors
 
 
-class ATSS:
+class ATSS(StaticAssigner):
     """Assign both tasks alike, by a threshold each object sets itself."""
 
     def __init__(self, *, topk: int = 9) -> None:
@@ -30,17 +29,6 @@ class ATSS:
             topk: candidates per level and object.
         """
         self.topk = topk
-
-    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
-        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
-        batch, anchors = predictions.boxes.shape[:2]
-        objects = flatten_targets(targets)
-        if not len(objects) or not anchors:
-            task = all_negative(batch, anchors, predictions.boxes.device)
-            return Assignment(task, task)
-        claims = self.claims(priors, objects, batch=batch)
-        task = baseline_task(claims, objects, batch=batch, anchors=anchors)
-        return Assignment(task, task)
 
     def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
         """Return the positive pairs.

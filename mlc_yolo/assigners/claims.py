@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mlc_yolo.assigners.assignment import Role, TaskAssignment
-from mlc_yolo.assigners.candidates import Objects, Pairs, to_task
+from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, all_negative
+from mlc_yolo.assigners.candidates import Objects, Pairs, flatten_targets, to_task
+from mlc_yolo.priors import Priors
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,31 @@ class Claims:
     positive: Tensor
 
 
-def baseline_task(claims: Claims, objects: Objects, *, batch: int, anchors: int) -> TaskAssignment:
-    """Return the baseline's own labels: hard positives of weight 1, and ignored anchors."""
-    role = torch.where(claims.positive, int(Role.POSITIVE), int(Role.IGNORED)).to(torch.int8)
-    ones = torch.ones_like(role, dtype=torch.float32)
-    return to_task(objects, claims.pairs, role=role, weight=ones, quality=ones, batch=batch, anchors=anchors)
+class StaticAssigner(ABC):
+    """Assigns both tasks alike, by geometry alone: a subclass says who claims what."""
+
+    @abstractmethod
+    def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
+        """Return the positive and the ignored pairs.
+
+        Args:
+            priors: A > 0 anchors.
+            objects: N > 0 objects.
+            batch: B.
+
+        Returns:
+            Claims with one object per anchor.
+        """
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign: hard positives of weight 1, and ignored anchors. See `assignment.py` for shapes."""
+        batch, anchors = predictions.boxes.shape[:2]
+        objects = flatten_targets(targets)
+        if not len(objects) or not anchors:
+            task = all_negative(batch, anchors, predictions.boxes.device)
+            return Assignment(task, task)
+        claims = self.claims(priors, objects, batch=batch)
+        role = torch.where(claims.positive, int(Role.POSITIVE), int(Role.IGNORED)).to(torch.int8)
+        ones = torch.ones_like(role, dtype=torch.float32)
+        task = to_task(objects, claims.pairs, role=role, weight=ones, quality=ones, batch=batch, anchors=anchors)
+        return Assignment(task, task)

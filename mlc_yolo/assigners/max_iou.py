@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import torch
 
-from mlc_yolo.assigners.assignment import Assignment, Predictions, Targets, all_negative
-from mlc_yolo.assigners.candidates import Objects, flatten_targets, pairs_where
-from mlc_yolo.assigners.claims import Claims, baseline_task
+from mlc_yolo.assigners.candidates import Objects, pairs_where
+from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.priors import Priors
 
 
-class MaxIoU:
+class MaxIoU(StaticAssigner):
     """Assign both tasks alike, by the IoU of prior and object."""
 
     def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
@@ -38,17 +37,6 @@ class MaxIoU:
         self.positive_iou = positive_iou
         self.negative_iou = negative_iou
         self.low_quality = low_quality
-
-    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
-        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
-        batch, anchors = predictions.boxes.shape[:2]
-        objects = flatten_targets(targets)
-        if not len(objects) or not anchors:
-            task = all_negative(batch, anchors, predictions.boxes.device)
-            return Assignment(task, task)
-        claims = self.claims(priors, objects, batch=batch)
-        task = baseline_task(claims, objects, batch=batch, anchors=anchors)
-        return Assignment(task, task)
 
     def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
         """Return the positive and the ignored pairs.

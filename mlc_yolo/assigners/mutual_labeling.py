@@ -26,10 +26,8 @@ from torch import Tensor
 
 from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, TaskAssignment, all_negative
 from mlc_yolo.assigners.candidates import Objects, flatten_targets, predicted_quality, to_task
-from mlc_yolo.assigners.claims import Claims
-from mlc_yolo.assigners.max_iou import MaxIoU
+from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.otsu import segmented_otsu
-from mlc_yolo.assigners.point_in_box import PointInBox
 from mlc_yolo.assigners.task_aligned import AlignedClaims, TaskAligned
 from mlc_yolo.priors import Priors
 
@@ -40,7 +38,7 @@ class MutualLabeling:
     def __init__(
         self,
         *,
-        baseline: TaskAligned | PointInBox | MaxIoU | None = None,
+        baseline: TaskAligned | StaticAssigner | None = None,
         alpha: float = 0.5,
         tasks: Literal["both", "cls", "loc"] = "both",
         extra: int = 10,

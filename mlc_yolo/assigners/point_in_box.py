@@ -13,15 +13,14 @@ from typing import Literal
 
 import torch
 
-from mlc_yolo.assigners.assignment import Assignment, Predictions, Targets, all_negative
-from mlc_yolo.assigners.candidates import Objects, flatten_targets, in_level_range, inside_box, pairs_where
-from mlc_yolo.assigners.claims import Claims, baseline_task
+from mlc_yolo.assigners.candidates import Objects, in_level_range, inside_box, pairs_where
+from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.boxes import box_area
 from mlc_yolo.priors import Priors
 
 
-class PointInBox:
+class PointInBox(StaticAssigner):
     """Assign both tasks alike, by where the anchor point lies."""
 
     def __init__(self, *, levels: Literal["range", "all"] = "range") -> None:
@@ -36,17 +35,6 @@ class PointInBox:
         if levels not in ("range", "all"):
             raise ValueError(f"levels={levels!r} must be 'range' or 'all'")
         self.levels = levels
-
-    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
-        """Assign. See the module's head for the steps and `assignment.py` for shapes."""
-        batch, anchors = predictions.boxes.shape[:2]
-        objects = flatten_targets(targets)
-        if not len(objects) or not anchors:
-            task = all_negative(batch, anchors, predictions.boxes.device)
-            return Assignment(task, task)
-        claims = self.claims(priors, objects, batch=batch)
-        task = baseline_task(claims, objects, batch=batch, anchors=anchors)
-        return Assignment(task, task)
 
     def claims(self, priors: Priors, objects: Objects, *, batch: int) -> Claims:
         """Return the positive pairs and, with levels="all", the ignored ones.
