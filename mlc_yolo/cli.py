@@ -13,7 +13,7 @@ from typing import Any
 from mlc_yolo import __version__
 
 MODES = ("train", "val", "predict", "track", "export", "benchmark", "tune")
-OWN_MODES = ("assignments", "demo")
+OWN_MODES = ("assignments", "reproduce", "demo")
 SPECIAL = ("help", "version", "checks", "settings", "cfg")
 
 USAGE = """
@@ -21,6 +21,7 @@ USAGE = """
 
     MODE  train, val, predict, track, export, benchmark, tune   as in Ultralytics, with the options below
           assignments   draw which anchors each task trains as positive, under two assigners side by side
+          reproduce     train and judge a row of the paper's tables, or a scaled-down version of it
           demo          train, validate and predict on the built-in demo set
 
     1. Train with mutual labelling and a predicted IoU
@@ -35,6 +36,9 @@ USAGE = """
 
     4. See who learns what
         mlc-yolo assignments model=best.pt data=mine.yaml assigner=tal,mlc
+
+    5. Reproduce a row of the paper (files in cfg/paper), here with a twentieth of its iterations
+        mlc-yolo reproduce mlc_table3_retinanet_ml data=coco.yaml scale=0.05
 
     Every argument of Ultralytics works (https://docs.ultralytics.com/usage/cfg). Options of mlc-yolo:
 """
@@ -113,6 +117,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
     known = {**DEFAULT_CFG_DICT, **options.defaults()}
     known |= dict.fromkeys(("half", "int8", "end2end", "iterations", "space", "use_ray", "count", "save_dir"))
+    known |= dict.fromkeys(("row", "results"))  # of reproduce
     words = (*MODES, *OWN_MODES, *SPECIAL, *TASKS)
     overrides: dict[str, Any] = {}
     mode = None
@@ -137,6 +142,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
             overrides[word] = True
         elif word in known:
             raise UsageError(f"'{word}' needs a value: {word}={known[word]}")
+        elif mode == "reproduce" and "row" not in overrides:
+            overrides["row"] = word
         else:
             raise UsageError(f"'{word}' is not a mode or argument.{_nearest(word, [*words, *known])}")
     if "mode" in overrides:
@@ -144,12 +151,13 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if mode not in (*MODES, *OWN_MODES):
         listed = ", ".join((*MODES, *OWN_MODES))
         raise UsageError(f"expected a mode first, one of {listed}" + (f"; got '{mode}'" if mode else ""))
-    ours, _ = options.split(overrides)
+    ours, overrides = options.split(overrides)
     try:
         if mode == "assignments" and "assigner" in ours:
             from mlc_yolo.engine.assignments import assigner_pair
 
-            overrides["assigner"] = assigner_pair(ours.pop("assigner"))
+            overrides["assigner"] = ours.pop("assigner")
+            assigner_pair(overrides["assigner"])
         overrides.update(options.check(ours))
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
@@ -172,6 +180,13 @@ class _Command:
             return
         from mlc_yolo.engine.model import MLCYOLO
 
+        if mode == "reproduce":
+            from mlc_yolo.reproduce import prepare
+
+            planned = prepare(overrides.pop("row", "ROW"), data=overrides.pop("data", ""), **overrides)
+            self.model = MLCYOLO(planned.model)
+            planned.execute(self.model)
+            return
         if mode == "export":
             overrides["format"] = _export_format(overrides.get("format"))
         name = overrides.pop("model", None)

@@ -30,6 +30,10 @@ class Priors:
         """Return A."""
         return len(self.points)
 
+    def __getitem__(self, index: Tensor) -> Priors:
+        """Return the priors at `index`, int64 of any shape (or a mask): every field gets that leading shape."""
+        return Priors(self.points[index], self.boxes[index], self.strides[index], self.levels[index])
+
 
 def square_priors(points: Tensor, strides: Tensor, levels: Tensor, *, scale: float = 5.0) -> Priors:
     """Give each anchor point of a point-based head a square prior of side `scale` * stride centred on it.

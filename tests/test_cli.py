@@ -66,6 +66,14 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["train", "model=yolo11n.yaml", "assigner=mlc", "assigner_warmup=200"], "must end before the run"),
         (["train", "model=yolo11n.yaml", "epochs=abc"], "epochs"),
         (["export", "model=yolo11n.yaml", "format=stok"], "Did you mean 'stock'"),
+        (["reproduce"], "neither a file nor a row of cfg/paper. Rows: mlc_table1"),
+        (["reproduce", "data=demo.yaml"], "neither a file nor a row of cfg/paper. Rows: mlc_table1"),
+        (["reproduce", "mlc_table3_retinanet_mll", "data=demo.yaml"], "Did you mean mlc_table3_retinanet_ml"),
+        (["reproduce", "mlc_table3_retinanet_ml"], "data is missing"),
+        (["reproduce", "mlc_table3_retinanet_ml", "data=nowhere.yaml"], "nowhere.yaml"),
+        (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "scale=2"], "scale=2 must be above 0"),
+        (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "epochs=9"], "Take epochs=10 or more"),
+        (["reproduce", "mlc_table3_retinanet_ml", "epoch"], "Did you mean 'epochs'"),
     ],
 )
 def test_a_wrong_command_line_says_what_to_do(
@@ -91,6 +99,19 @@ def test_values_are_read_as_upstream_reads_them(tmp_path: Path) -> None:
         "iou_head": True,
         "name": "12",
     }
+
+
+def test_the_row_to_reproduce_is_a_word_of_its_own() -> None:
+    words = ["reproduce", "cfg/paper/mlc_table3_retinanet_ml.yaml", "data=coco.yaml", "scale=0.05", "results=mine.csv"]
+    assert cli.parse(words) == (
+        "reproduce",
+        {
+            "row": "cfg/paper/mlc_table3_retinanet_ml.yaml",
+            "data": "coco.yaml",
+            "scale": 0.05,
+            "results": "mine.csv",
+        },
+    )
 
 
 def test_a_short_name_is_made_canonical() -> None:
@@ -124,6 +145,18 @@ def test_train_val_predict_and_export_from_a_shell(tiny_data: Path, run_dir: Pat
 
     again = _run("train", "resume", f"model={best}")
     assert again.returncode != 0 or "not a resumable" in again.stdout + again.stderr
+
+
+@pytest.mark.slow
+def test_a_row_is_reproduced_from_a_shell(tiny_data: Path, run_dir: Path) -> None:
+    row = run_dir / "small.yaml"
+    row.write_text("model: yolo11n.yaml\nepochs: 1\nimgsz: 64\nbatch: 8\nplots: False\ncoco_eval: True\n")
+    words = ("reproduce", row, f"data={tiny_data}", "scale=0.5", f"project={run_dir}", "results=results.csv")
+    done = _run(*words, cwd=run_dir)
+    assert done.returncode == 0, done.stderr
+    header, line = (run_dir / "results.csv").read_text().splitlines()
+    assert header.startswith("row,model,data,images")
+    assert line.startswith("small,yolo11n,data.yaml,4,1,64,8,0.5,0,")
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from typing import Any
 
 from mlc_yolo.assigners.assignment import Assigner, Assignment, Predictions, Role, Targets, TaskAssignment
 from mlc_yolo.assigners.atss import ATSS
+from mlc_yolo.assigners.claims import StaticAssigner
 from mlc_yolo.assigners.max_iou import MaxIoU
 from mlc_yolo.assigners.mutual_guidance import MutualGuidance
 from mlc_yolo.assigners.mutual_labeling import MutualLabeling
@@ -25,6 +26,7 @@ __all__ = [
     "Predictions",
     "Role",
     "Schedule",
+    "StaticAssigner",
     "Targets",
     "TaskAligned",
     "TaskAssignment",
@@ -43,18 +45,17 @@ _ASSIGNERS: dict[str, Callable[[Mapping[str, Any]], Assigner]] = {
     "fcos": lambda options: PointInBox(),
     "atss": lambda options: ATSS(),
     "mutual_guidance": lambda options: MutualGuidance(sigma=options["mg_sigma"], tasks=options["mg_tasks"]),
-    "mlc": lambda options: MutualLabeling(
-        baseline=_CANDIDATES[options["mlc_candidates"]](), alpha=options["mlc_alpha"], tasks=options["mlc_tasks"]
-    ),
 }
 
 
-def build_assigner(name: str, options: Mapping[str, Any]) -> Assigner:
+def build_assigner(name: str, options: Mapping[str, Any], *, own: StaticAssigner | None = None) -> Assigner:
     """Return the assigner of that name, set up from checked options.
 
     Args:
         name: canonical name, as in `cfg/mlc.yaml`.
         options: checked options of `cfg/mlc.yaml`, complete.
+        own: the assigner the detector was published with: stands for its class's name with its own thresholds, and
+            labels mutual labelling's candidates for `mlc_candidates=own`.
 
     Returns:
         A callable `(Predictions, Priors, Targets) -> Assignment`.
@@ -62,4 +63,9 @@ def build_assigner(name: str, options: Mapping[str, Any]) -> Assigner:
     Raises:
         KeyError: an unknown name.
     """
-    return _ASSIGNERS[name](options)
+    if name == "mlc":
+        candidates = options["mlc_candidates"]
+        baseline = own if candidates == "own" else _CANDIDATES[candidates]()
+        return MutualLabeling(baseline=baseline, alpha=options["mlc_alpha"], tasks=options["mlc_tasks"])
+    assigner = _ASSIGNERS[name](options)
+    return own if own is not None and type(own) is type(assigner) else assigner

@@ -43,11 +43,15 @@ class StaticAssigner(ABC):
         """
 
     def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign; the predictions are not looked at."""
+        return self.assign(priors, targets)
+
+    def assign(self, priors: Priors, targets: Targets) -> Assignment:
         """Assign: hard positives of weight 1, and ignored anchors. See `assignment.py` for shapes."""
-        batch, anchors = predictions.boxes.shape[:2]
+        batch, anchors = len(targets.boxes), len(priors)
         objects = flatten_targets(targets)
         if not len(objects) or not anchors:
-            task = all_negative(batch, anchors, predictions.boxes.device)
+            task = all_negative(batch, anchors, targets.boxes.device)
             return Assignment(task, task)
         claims = self.claims(priors, objects, batch=batch)
         role = torch.where(claims.positive, int(Role.POSITIVE), int(Role.IGNORED)).to(torch.int8)

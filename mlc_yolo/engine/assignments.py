@@ -23,23 +23,22 @@ from ultralytics.utils.torch_utils import select_device
 
 from mlc_yolo.assigners import Assigner, Predictions, Schedule, Targets, TaskAligned, build_assigner
 from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
 from mlc_yolo.engine.criterion import PerTaskLoss
+from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.plots.assignments import assignment_figure
 from mlc_yolo.priors import Priors
 
 if TYPE_CHECKING:
     from mlc_yolo.engine.model import MLCYOLO
 
-#: What a single assigner is compared with: Ultralytics' own.
-REFERENCE = "tal"
-
 
 def draw_assignments(
     model: MLCYOLO,
     *,
     data: str | Path | None = None,
-    assigner: str | Assigner | Iterable[str | Assigner] = (REFERENCE, "mlc"),
+    assigner: str | Assigner | Iterable[str | Assigner] = "mlc",
     count: int = 4,
     **kwargs: Any,
 ) -> list[Path]:
@@ -48,7 +47,8 @@ def draw_assignments(
     Args:
         model: a detection model; moved to `device` and put in evaluation mode.
         data: the data set; left out, the one the model was trained on, else the demo set.
-        assigner: two assigners, by name ("tal,mlc" works too) or as objects; one alone is compared with "tal".
+        assigner: two assigners, by name ("tal,mlc" works too) or as objects; one alone is compared with the model's
+            own, which is "tal" for YOLO.
         count: how many images: the first of the split that hold objects.
         **kwargs: upstream's `split` ("val" by default), `imgsz` (the checkpoint's by default, 320 for a model that has
             none), `device`, `project`, `name`, `exist_ok` and the like, and the options of `cfg/mlc.yaml`, which set up
@@ -70,14 +70,16 @@ def draw_assignments(
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise ValueError(f"count={count!r} must be a whole number of images, 1 or more")
     ours, stock = options.split(kwargs)
-    ours = {**options.defaults(), **options.check(ours)}
+    net = model.model
+    kind, own = (net.kind, net.head.own_assigner) if isinstance(net, DetectorModel) else (None, None)
+    ours = options.settle({**options.defaults(), **options.check(ours)}, kind)
     pair = [
-        (each, build_assigner(each, ours)) if isinstance(each, str) else (type(each).__name__, each)
-        for each in assigner_pair(assigner)
+        (each, build_assigner(each, ours, own=own)) if isinstance(each, str) else (type(each).__name__, each)
+        for each in assigner_pair(assigner, own=ours["assigner"])
     ]
     args = get_cfg(DEFAULT_CFG_DICT, {"imgsz": 320, **model.overrides, **stock, "mode": "val", "rect": False})
 
-    net = model.model.to(select_device(args.device, verbose=False)).float().eval()
+    net = net.to(select_device(args.device, verbose=False)).float().eval()
     stride = max(int(net.stride.max()), 32)
     args.imgsz = check_imgsz(args.imgsz, stride=stride, max_dim=1)
     found = check_det_dataset(resolve_data(data or model.overrides.get("data")), split=args.split)
@@ -89,7 +91,8 @@ def draw_assignments(
 
     # Only its geometry and targets are used: which assigner it schedules does not matter.
     tal = TaskAligned()
-    criterion = PerTaskLoss(net, schedule=Schedule(tal, tal, 0), prior_scale=ours["mg_prior_scale"], iou_gain=0.0)
+    build = DetectorLoss if isinstance(net, DetectorModel) else PerTaskLoss
+    criterion = build(net, schedule=Schedule(tal, tal, 0), prior_scale=ours["mg_prior_scale"], iou_gain=0.0)
     folder = get_save_dir(args, name=args.name or "assignments")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -120,11 +123,12 @@ def draw_assignments(
     return paths
 
 
-def assigner_pair(given: str | Assigner | Iterable[str | Assigner]) -> list[str | Assigner]:
+def assigner_pair(given: str | Assigner | Iterable[str | Assigner], *, own: str = "tal") -> list[str | Assigner]:
     """Settle which two assigners are compared.
 
     Args:
         given: as `draw_assignments` takes them.
+        own: name of the model's own assigner.
 
     Returns:
         Two of them: canonical names, or the objects given.
@@ -141,7 +145,7 @@ def assigner_pair(given: str | Assigner | Iterable[str | Assigner]) -> list[str 
     chosen: list[str | Assigner] = [given] if callable(given) else list(given)
     chosen = [options.check({"assigner": each})["assigner"] if isinstance(each, str) else each for each in chosen]
     if len(chosen) == 1:
-        chosen = [REFERENCE, *chosen]
+        chosen = [own, *chosen]
     if len(chosen) != 2 or chosen[0] == chosen[1]:
         named = ",".join(each if isinstance(each, str) else type(each).__name__ for each in chosen)
         raise ValueError(f"assigner={named}: expected two different assigners to compare, such as assigner=tal,mlc")
@@ -164,11 +168,11 @@ def _check_classes(data: dict[str, Any], theirs: dict[int, str]) -> None:
 
 @torch.no_grad()
 def _assigner_inputs(
-    net: nn.Module, criterion: PerTaskLoss, batch: dict[str, Any]
+    net: nn.Module, criterion: PerTaskLoss | DetectorLoss, batch: dict[str, Any]
 ) -> tuple[Predictions, Priors, Targets]:
     """Return what the criterion hands to an assigner, for one image."""
-    image = batch["img"].to(criterion.device).float() / 255
-    raw = criterion.parse_output(net(image))
+    image = batch["img"].to(next(net.parameters()).device).float() / 255
+    _, raw = net(image)
     raw = raw.get("one2many", raw)
     if not raw:
         raise ValueError("the one-to-many branch is gone: the model was fused. Load the checkpoint anew")

@@ -60,6 +60,7 @@ class PerTaskLoss(v8DetectionLoss):
         schedule: Schedule,
         prior_scale: float,
         iou_gain: float,
+        iou_warmup: int = 0,
     ) -> None:
         """Set the criterion up.
 
@@ -70,12 +71,14 @@ class PerTaskLoss(v8DetectionLoss):
             schedule: assigners by epoch.
             prior_scale: side of the square priors in strides.
             iou_gain: factor of the predicted-IoU loss.
+            iou_warmup: epochs without that loss.
         """
         super().__init__(model, tal_topk, tal_topk2)
         self.schedule = schedule
         self.epoch = 0
         self.prior_scale = prior_scale
         self.iou_gain = iou_gain
+        self.iou_warmup = iou_warmup
         self.level_strides = [float(stride) for stride in self.stride]
 
     def loss(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -95,7 +98,8 @@ class PerTaskLoss(v8DetectionLoss):
         step = self._upstream_step(preds, batch) if upstream else self._assigned_step(preds, batch)
         losses, items = step.losses, dict(step.items)
         if "iou" in preds:
-            iou_loss = self.iou_gain * self._iou_loss(preds, step)
+            gain = self.iou_gain * (self.epoch >= self.iou_warmup)  # times 0 keeps the layer in the graph, for DDP
+            iou_loss = gain * self._iou_loss(preds, step)
             losses = torch.cat((losses, iou_loss[None]))
             items["iou_loss"] = iou_loss.detach()
         items["pos_cls"], items["pos_loc"] = (step.counts / batch_size).unbind()
@@ -216,7 +220,7 @@ class PerTaskE2ELoss(E2ELoss):
 
     @epoch.setter
     def epoch(self, value: int) -> None:
-        self.one2many.epoch = value
+        self.one2many.epoch = self.one2one.epoch = value
 
     @property
     def schedule(self) -> Schedule:
@@ -237,7 +241,7 @@ class PerTaskE2ELoss(E2ELoss):
 
 
 def build_criterion(
-    model: DetectionModel, *, schedule: Schedule, prior_scale: float, iou_gain: float
+    model: DetectionModel, *, schedule: Schedule, prior_scale: float, iou_gain: float, iou_warmup: int = 0
 ) -> PerTaskLoss | PerTaskE2ELoss:
     """Return the criterion that fits the model's head.
 
@@ -246,6 +250,7 @@ def build_criterion(
         schedule: assigners by epoch.
         prior_scale: side of the square priors in strides.
         iou_gain: factor of the predicted-IoU loss.
+        iou_warmup: epochs without that loss.
 
     Returns:
         A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
@@ -254,7 +259,15 @@ def build_criterion(
     def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
         # Upstream asks for a second, tighter top-k only for the one-to-one branch, which keeps its own assignment.
         own = schedule if tal_topk2 is None else Schedule(TaskAligned(), TaskAligned(), 0)
-        return PerTaskLoss(model, tal_topk, tal_topk2, schedule=own, prior_scale=prior_scale, iou_gain=iou_gain)
+        return PerTaskLoss(
+            model,
+            tal_topk,
+            tal_topk2,
+            schedule=own,
+            prior_scale=prior_scale,
+            iou_gain=iou_gain,
+            iou_warmup=iou_warmup,
+        )
 
     layers: Any = model.model
     if getattr(layers[-1], "one2one_cv2", None) is not None:

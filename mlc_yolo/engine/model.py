@@ -10,18 +10,21 @@ import torch
 from ultralytics import YOLO
 from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
-from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 
 from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.detectors.config import bundled, find_config
+from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
 from mlc_yolo.engine.checkpoint import read_marker, write_marker
+from mlc_yolo.engine.predictor import MLCPredictor
 from mlc_yolo.engine.stock_export import NEEDS_STOCK, export_stock, to_stock
 from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.engine.tuner import MLCTuner
 from mlc_yolo.engine.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, set_rescore
+from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, predicts_iou, set_rescore
 
 
 class MLCYOLO(YOLO):
@@ -39,12 +42,14 @@ class MLCYOLO(YOLO):
         """Load or build a model.
 
         Args:
-            model: checkpoint, exported model or model YAML, by path or by upstream's name.
+            model: checkpoint, exported model or model YAML, by path, by upstream's name or by the name of a detector in
+                `cfg/models` (retinanet-r50-fpn.yaml, fcos-r18-fpn.yaml, ...).
             task: upstream's task name; guessed when left out.
             verbose: log the model's summary.
 
         Raises:
             TypeError: a model family that is no YOLO with a `Detect`-like head (RT-DETR, YOLO-World, YOLOE).
+            ValueError: a detector's YAML that is not as it should be.
             FileNotFoundError: no such file.
         """
         try:
@@ -62,9 +67,22 @@ class MLCYOLO(YOLO):
             "model": DetectionModel,
             "trainer": MLCTrainer,
             "validator": MLCValidator,
-            "predictor": DetectionPredictor,
+            "predictor": MLCPredictor,
         }
         return {**super().task_map, "detect": ours}
+
+    def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
+        """Build a model from a YAML: one of ours by `detectors`, any other as upstream does."""
+        config = find_config(cfg)
+        if config is None:
+            super()._new(cfg, task=task, verbose=verbose)
+            return
+        self.cfg = self.model_name = str(cfg)
+        self.task = "detect"
+        self.model = DetectorModel(config, verbose=verbose)
+        self.overrides.update(model=self.cfg, task=self.task)
+        self.model.args = {**DEFAULT_CFG_DICT, **self.overrides}
+        self.model.task = self.task
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train. `assigner` takes a name or an assigner object; `data` left out means the demo set.
@@ -87,6 +105,7 @@ class MLCYOLO(YOLO):
             if isinstance(custom, type):
                 raise TypeError(f"assigner={custom.__name__} is a class; give an instance: {custom.__name__}()")
         ours = self._checked(kwargs)
+        kwargs = options.split(kwargs)[1]
         if self.task != "detect":
             if custom is not None:
                 raise ValueError(f"an assigner object trains detection models; this one is a {self.task} model")
@@ -94,6 +113,14 @@ class MLCYOLO(YOLO):
 
         self._refuse_unsupported_head(ours)
         kwargs.update(ours)
+        pretrained = kwargs.get("pretrained")
+        if is_torchvision(pretrained) and not kwargs.get("resume"):
+            if not isinstance(self.model, DetectorModel):
+                raise ValueError(
+                    f"pretrained={pretrained} holds torchvision weights, for {', '.join(bundled())}; "
+                    f"'{self.overrides.get('model')}' is none of them"
+                )
+            self.load(pretrained)
         if kwargs.get("cfg"):
             kwargs.setdefault("save_dir", None)  # of the run the file comes from, which must not be written over
             if not kwargs.get("data") and not YAML.load(kwargs["cfg"]).get("data"):
@@ -115,7 +142,8 @@ class MLCYOLO(YOLO):
         Returns:
             The metrics object.
         """
-        kwargs.update(self._prepared(kwargs))
+        ours = self._prepared(kwargs)
+        kwargs = {**options.split(kwargs)[1], **ours}
         if kwargs.get("data") is not None:
             kwargs["data"] = resolve_data(kwargs["data"])
         elif self.task == "detect" and not self.overrides.get("data"):
@@ -179,7 +207,8 @@ class MLCYOLO(YOLO):
         if use_ray or self.task != "detect":
             return super().tune(use_ray, iterations, *args, **kwargs)
         self._check_is_pytorch_model()
-        kwargs.update(self._checked(kwargs))
+        ours = self._checked(kwargs)
+        kwargs = {**options.split(kwargs)[1], **ours}
         run = {**DEFAULT_CFG_DICT, **options.defaults(), **kwargs}
         options.warmup_epochs(run["assigner_warmup"], run["assigner"], run["epochs"])
         kwargs["data"] = resolve_data(kwargs.get("data"))
@@ -192,11 +221,22 @@ class MLCYOLO(YOLO):
         """Load weights as upstream does; a trained IoU channel among them comes along.
 
         Args:
-            weights: path, checkpoint or module.
+            weights: path, checkpoint or module; for a ported detector also torchvision's weights, a .pth file or the
+                name of a weight enum.
 
         Returns:
             This model.
+
+        Raises:
+            ValueError: weights of another detector.
         """
+        if isinstance(self.model, DetectorModel) and is_torchvision(weights):
+            config = self.model.yaml
+            self.model = start_from({**config, "norm": None, "trainable_stages": None}, weights)
+            self.model.args, self.model.task = {**DEFAULT_CFG_DICT, **self.overrides}, self.task
+            self.ckpt, self.ckpt_path = {"model": self.model}, None  # train() starts from this model while it is set
+            self.predictor = None
+            return self
         source = load_checkpoint(weights)[0] if isinstance(weights, str | Path) else weights
         if isinstance(source, torch.nn.Module) and isinstance(self.model, DetectionModel):
             if has_iou_channel(source):
@@ -227,10 +267,19 @@ class MLCYOLO(YOLO):
             if "rescore" in ours:
                 raise ValueError("rescore is fixed in an exported model: export again with rescore=False")
         elif self.task == "detect":
+            head = self._head()
             rescore = ours.get("rescore", read_marker(self.model).get("rescore", True))
-            if rescore != getattr(self._head(), "rescore", rescore):
+            if rescore != getattr(head, "rescore", rescore):
                 set_rescore(self.model, rescore)
                 self.predictor = None  # it wraps a copy of the model
+            by_iou = ours.get("nms_by") == "iou"
+            if by_iou and (getattr(head, "end2end", False) or not predicts_iou(head)):
+                raise ValueError(
+                    "nms=iou ranks by the predicted IoU; this model has no such layer, or runs without NMS"
+                )
+            if by_iou != getattr(head, "rank_by_iou", by_iou):
+                head.rank_by_iou = by_iou
+                self.predictor = None
         return ours
 
     def _head(self) -> Any:
@@ -239,7 +288,9 @@ class MLCYOLO(YOLO):
 
     def _refuse_unsupported_head(self, ours: dict[str, Any]) -> None:
         """Fail before any file is touched if the head is no plain `Detect`."""
-        if isinstance(self.model, DetectionModel) and ours.get("iou_head") is not False:
+        if isinstance(self.model, DetectorModel):
+            return
+        if isinstance(self.model, DetectionModel) and options.wanted_quality(ours) != "none":
             check_head(self._head())
 
     def _stock_path(self) -> Path:

@@ -16,6 +16,14 @@ import yaml
 
 from mlc_yolo.resources import resource_dir
 
+#: What empty options mean, by detector; None is YOLO.
+OWN: dict[str | None, dict[str, Any]] = {
+    None: {"assigner": "tal", "assigner_base": "tal", "mlc_candidates": "tal", "mlc_alpha": 0.5},
+    "retinanet": {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 0.5},
+    "fcos": {"assigner": "fcos", "assigner_base": "fcos", "mlc_candidates": "own", "mlc_alpha": 0.0},
+    "rpn": {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 2.0},
+}
+
 #: Value of `assigner` in files and logs when the user handed over an assigner object.
 CUSTOM = "custom"
 
@@ -40,10 +48,13 @@ def split(args: Mapping[str, Any] | SimpleNamespace | None) -> tuple[dict[str, A
         args: arguments as a mapping or a namespace; None is an empty mapping.
 
     Returns:
-        (ours, stock): two new dicts; together they hold every entry of `args`.
+        (ours, stock): two new dicts; together they hold every entry of `args`. `nms=iou` and `nms=standard` are ours,
+        under the name `nms_by`; any other `nms` is upstream's.
     """
     mapping = vars(args) if hasattr(args, "__dict__") else dict(args or {})
     known = specifications()
+    if mapping.get("nms") in known["nms_by"]["choices"]:
+        mapping = {"nms_by" if name == "nms" else name: value for name, value in mapping.items()}
     ours = {name: value for name, value in mapping.items() if name in known}
     return ours, {name: value for name, value in mapping.items() if name not in known}
 
@@ -62,10 +73,41 @@ def check(ours: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a value outside its domain; the message names the nearest valid one.
         TypeError: a value of the wrong type.
     """
-    return {name: _checked(name, value) for name, value in ours.items()}
+    checked = {name: _checked(name, value) for name, value in ours.items()}
+    wanted_quality(checked)
+    return checked
 
 
-def warmup_epochs(warmup: float | None, assigner: str, epochs: int) -> int:
+def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, Any]:
+    """Fill options left empty with what they mean for a model.
+
+    Args:
+        ours: checked options.
+        detector: kind of a ported detector; None is YOLO.
+
+    Raises:
+        ValueError: `mlc_candidates=own` for YOLO, whose own assigner is called tal.
+    """
+    filled = {**ours, **{name: value for name, value in OWN[detector].items() if ours.get(name) is None}}
+    if detector is None and filled["mlc_candidates"] == "own":
+        raise ValueError("mlc_candidates=own is for RetinaNet, FCOS and RPN; a YOLO's own candidates are called tal")
+    return filled
+
+
+def wanted_quality(ours: Mapping[str, Any]) -> str | None:
+    """Return what the layer beside the boxes shall predict: `quality`, or what `iou_head` says; None if neither does.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    quality: str | None = ours.get("quality")
+    by_head = {None: None, True: "iou", False: "none"}[ours.get("iou_head")]
+    if quality is not None and by_head not in (None, quality):
+        raise ValueError(f"quality={quality} and iou_head={ours['iou_head']} contradict each other: give one of them")
+    return quality or by_head
+
+
+def warmup_epochs(warmup: float | None, assigner: str | None, epochs: int) -> int:
     """Return how many epochs train with `assigner_base`.
 
     Args:
@@ -82,13 +124,14 @@ def warmup_epochs(warmup: float | None, assigner: str, epochs: int) -> int:
     length = warmup_length(warmup, assigner, epochs)
     if length >= max(epochs, 1):
         raise ValueError(
-            f"assigner_warmup={warmup:g} must end before the run of epochs={epochs}: '{assigner}' would never train. "
+            f"assigner_warmup={warmup:g} must end before the run of epochs={epochs}: "
+            f"{repr(assigner) if assigner else 'the assigner'} would never train. "
             f"Give fewer epochs, or a fraction below 1 such as assigner_warmup=0.4."
         )
     return length
 
 
-def warmup_length(warmup: float | None, assigner: str, epochs: int) -> int:
+def warmup_length(warmup: float | None, assigner: str | None, epochs: int) -> int:
     """Return what `warmup_epochs` does, without its check: a run under way may turn out shorter than planned."""
     if warmup is None:
         warmup = 0.4 if assigner == "mlc" else 0
@@ -107,6 +150,8 @@ def _checked(name: str, value: Any) -> Any:
         if not isinstance(value, bool):
             raise TypeError(f"{name}={value!r} ({type(value).__name__}) must be True or False.")
         return value
+    if spec["type"] == "epochs":
+        return _checked_epochs(name, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} ({type(value).__name__}) must be a number.")
     return _checked_number(name, value, spec)
@@ -127,12 +172,28 @@ def _checked_number(name: str, value: float, spec: dict[str, Any]) -> float:
     if value != value or value in (float("inf"), float("-inf")):
         raise ValueError(f"{name}={value} must be a finite number.")
     if "minimum" in spec and value < spec["minimum"]:
-        raise ValueError(f"{name}={value} must be {spec['minimum']} or more; its default is {spec['default']}.")
+        raise ValueError(f"{name}={value} must be {spec['minimum']} or more{_default(spec)}.")
     if "above" in spec and value <= spec["above"]:
-        raise ValueError(f"{name}={value} must be above {spec['above']}; its default is {spec['default']}.")
-    if name == "assigner_warmup" and value >= 1 and value != int(value):
+        raise ValueError(f"{name}={value} must be above {spec['above']}{_default(spec)}.")
+    if name in ("assigner_warmup", "iou_warmup") and value >= 1 and value != int(value):
         raise ValueError(f"{name}={value} must be whole epochs, or a fraction of the run below 1.")
     return value
+
+
+def _checked_epochs(name: str, value: Any) -> list[int]:
+    """Accept 16, [16, 18], (16, 18) or "16,18"."""
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        epochs = [int(str(part)) for part in parts]
+    except ValueError as error:
+        raise TypeError(f"{name}={value!r} must be epochs, such as {name}=16,18") from error
+    if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
+        raise ValueError(f"{name}={value!r} must be rising epochs from 1 on, such as {name}=16,18")
+    return epochs
+
+
+def _default(spec: dict[str, Any]) -> str:
+    return "" if spec["default"] is None else f"; its default is {spec['default']}"
 
 
 def _hint(word: str, known: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from copy import copy
 from typing import Any
 
-from torch import nn
+from torch import nn, optim
 from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
@@ -14,9 +14,13 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
 from mlc_yolo.data.resolve import redraw_missing, resolve_data
+from mlc_yolo.detectors.config import find_config
+from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
 from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, write_marker
 from mlc_yolo.engine.criterion import build_criterion
+from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.engine.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, set_rescore
 
@@ -31,6 +35,9 @@ class MLCTrainer(DetectionTrainer):
         >>> trainer = MLCTrainer(overrides={"model": "yolo11n.yaml", "assigner": "mlc"})  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
+
+    args: Any
+    model: Any
 
     def __init__(
         self,
@@ -56,9 +63,8 @@ class MLCTrainer(DetectionTrainer):
         overrides = dict(overrides or {})
         if assigner is not None:
             overrides["assigner"] = options.CUSTOM
-        base = {**options.defaults(), **cfg2dict(cfg)}
-        for arguments in (base, overrides):
-            arguments.update(options.check(options.split(arguments)[0]))
+        base = {**options.defaults(), **_checked(cfg2dict(cfg))}
+        overrides = _checked(overrides)
         self.custom_assigner = assigner
         if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
             overrides["data"] = resolve_data(overrides.get("data") or base.get("data"))
@@ -66,6 +72,7 @@ class MLCTrainer(DetectionTrainer):
             run = get_cfg(base, {name: value for name, value in overrides.items() if name != "session"})
             self._refuse_missing_assigner(run.assigner)
             options.warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
+            _refuse_late_steps(run.lr_steps, run.epochs)
         super().__init__(base, overrides, _callbacks)
         if assigner is not None and self.ddp:
             raise ValueError("an assigner object trains on one device: choose one, such as device=0")
@@ -88,7 +95,7 @@ class MLCTrainer(DetectionTrainer):
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
     ) -> DetectionModel:
-        """Return a stock detection model, with the IoU channel if it is asked for, and the weights loaded.
+        """Return a detection model with the layers asked for, and the weights loaded.
 
         Args:
             cfg: model YAML or its content.
@@ -97,21 +104,95 @@ class MLCTrainer(DetectionTrainer):
 
         Returns:
             The model; every tensor of a stock checkpoint is in place.
+
+        Raises:
+            ValueError: options or data that this model cannot have.
         """
-        model = DetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose and RANK == -1)
+        verbose = verbose and RANK in {-1, 0}
+        config = cfg if isinstance(cfg, dict) and "detector" in cfg else find_config(cfg)
+        if config is not None:
+            return self._get_detector(config, weights, verbose)
+        ours, _ = options.split(self.args)
+        quality = options.wanted_quality(ours)
+        if quality == "centerness" or self.args.align_gain:
+            name = "align_gain" if self.args.align_gain else "quality=centerness"
+            raise ValueError(f"{name} is for the ported detectors (FCOS and the like), not for YOLO: leave it out")
+        model = DetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
         self.set_model_names_for_load(model)
-        wanted = wants_iou_channel(self.args.iou_head, weights)
+        wanted = wants_iou_channel(None if quality is None else quality == "iou", weights)
         if wanted:
             add_iou_channel(model.model[-1])
             set_rescore(model, self.args.rescore)
         write_marker(model, iou_head=wanted, rescore=self.args.rescore)
         if weights is not None:
-            load_stock_weights(model, weights, verbose=verbose and RANK in {-1, 0})
+            load_stock_weights(model, weights, verbose=verbose)
         return model
+
+    def _get_detector(self, config: dict[str, Any], weights: nn.Module | None, verbose: bool) -> DetectorModel:
+        """Return a RetinaNet, FCOS or RPN for the data's classes."""
+        quality = options.wanted_quality(options.split(self.args)[0])
+        if isinstance(weights, DetectorModel):
+            config = {**config, **{key: weights.yaml[key] for key in ("quality", "follows", "norm", "norm_eps")}}
+        if quality is not None:
+            config = {**config, "quality": quality}
+        if config["detector"] == "rpn" and self.data["nc"] != 1:
+            raise ValueError(
+                f"an RPN proposes objects of one class, but {self.args.data} has {self.data['nc']}: "
+                "train with single_cls=True, which takes them for one"
+            )
+        if self.args.cls_pw:
+            raise ValueError(f"cls_pw={self.args.cls_pw} weighs YOLO's classes, not those of a {config['detector']}")
+        nc = self.data["nc"]
+        if weights is None and is_torchvision(self.args.pretrained) and not self.resume:
+            model = start_from(config, self.args.pretrained, nc=nc)
+        else:
+            model = DetectorModel(config, nc=nc, ch=self.data["channels"], verbose=verbose)
+        self.set_model_names_for_load(model)
+        if weights is not None:
+            model.load(weights, verbose=verbose)
+        set_rescore(model, self.args.rescore)
+        write_marker(model, rescore=self.args.rescore)
+        return model
+
+    def setup_model(self) -> Any:
+        """Set the model up as upstream does; torchvision weights and frozen stages are the detectors' own."""
+        pretrained = self.args.pretrained
+        if is_torchvision(pretrained):  # upstream would take the file for a checkpoint
+            self.args.pretrained = True
+            fresh = not isinstance(self.model, nn.Module)
+            if fresh and find_config(self.model) is None:
+                raise ValueError(f"pretrained={pretrained} holds torchvision weights; {self.model} cannot take them")
+            if fresh and not self.resume:
+                config = find_config(self.model)
+                self.args.pretrained = pretrained
+                self.model = self.get_model(cfg=config, weights=None, verbose=RANK in {-1, 0})
+                ckpt = None
+            else:
+                ckpt = super().setup_model()
+            self.args.pretrained = pretrained
+        else:
+            ckpt = super().setup_model()
+        if isinstance(self.model, DetectorModel):
+            asked = self.args.freeze
+            layers = list(asked) if isinstance(asked, list) else list(range(asked or 0))
+            self.args.freeze = [*layers, *(name for name in self.model.frozen if name not in layers)] or None
+        return ckpt
+
+    def _setup_scheduler(self) -> None:
+        """Divide the learning rate by ten at `lr_steps`, where they are given; else as upstream does."""
+        super()._setup_scheduler()
+        steps = self.args.lr_steps
+        if steps:
+            self.lf = lambda epoch: 0.1 ** sum(epoch >= step for step in steps)
+            self.scheduler = optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=self.lf)
 
     def get_validator(self) -> MLCValidator:
         """Return a validator that measures the divergence of the two tasks as well."""
-        return MLCValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+        validator = MLCValidator(
+            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+        )
+        validator.prepare_for(unwrap_model(self.model))
+        return validator
 
     def set_class_weights(self) -> None:
         """Compute class weights as upstream does, then attach the criterion, which reads them."""
@@ -130,12 +211,16 @@ class MLCTrainer(DetectionTrainer):
 
     def schedule(self) -> Schedule:
         """Return which assigner trains in which epoch."""
-        ours, _ = options.split(self.args)
+        model = _trained(unwrap_model(self.model))
+        kind, own = (model.kind, model.head.own_assigner) if isinstance(model, DetectorModel) else (None, None)
+        ours = options.settle(options.split(self.args)[0], kind)
+        vars(self.args).update(ours)
         main = self.custom_assigner
         if main is None:
-            main = build_assigner(self.args.assigner, ours)
+            main = build_assigner(self.args.assigner, ours, own=own)
         warmup = options.warmup_length(self.args.assigner_warmup, self.args.assigner, self.epochs)
-        return Schedule(build_assigner(self.args.assigner_base, ours), main, min(warmup, max(self.epochs - 1, 0)))
+        base = build_assigner(self.args.assigner_base, ours, own=own)
+        return Schedule(base, main, min(warmup, max(self.epochs - 1, 0)))
 
     def read_results_csv(self) -> dict[str, list[Any]]:
         """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
@@ -148,9 +233,16 @@ class MLCTrainer(DetectionTrainer):
 
     def _attach_criterion(self) -> Any:
         model = _trained(unwrap_model(self.model))
-        model.criterion = build_criterion(
-            model, schedule=self.schedule(), prior_scale=self.args.mg_prior_scale, iou_gain=self.args.iou_gain
-        )
+        common = {
+            "schedule": self.schedule(),
+            "prior_scale": self.args.mg_prior_scale,
+            "iou_gain": self.args.iou_gain,
+            "iou_warmup": options.warmup_length(self.args.iou_warmup, None, self.epochs),
+        }
+        if isinstance(model, DetectorModel):
+            model.criterion = DetectorLoss(model, **common, align_gain=self.args.align_gain)
+        else:
+            model.criterion = build_criterion(model, **common)
         return model.criterion
 
     def _model_train(self) -> None:
@@ -175,6 +267,20 @@ class MLCTrainer(DetectionTrainer):
                 f"assigner={name} stands for an assigner object, which files do not hold: give it again in Python, "
                 "MLCYOLO(...).train(..., assigner=your_assigner)"
             )
+
+
+def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with our options checked and under their own names."""
+    ours, stock = options.split(arguments)
+    return {**stock, **options.check(ours)}
+
+
+def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:
+    if steps and steps[-1] >= epochs:
+        raise ValueError(
+            f"lr_steps={','.join(map(str, steps))} must lie within the run of epochs={epochs}: "
+            "the last step would never come"
+        )
 
 
 def _trained(model: nn.Module) -> nn.Module:

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import LOGGER, ops
+from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 from ultralytics.utils.metrics import DetMetrics
 
+from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
-from mlc_yolo.metrics import coco
+from mlc_yolo.engine.postprocess import detections, extra_channels, native
+from mlc_yolo.metrics import coco, proposals
 from mlc_yolo.metrics.divergence import (
     IOU,
     MAX_ENTRIES,
@@ -32,6 +34,9 @@ from mlc_yolo.metrics.divergence import (
     match,
 )
 from mlc_yolo.plots.divergence import score_against_iou
+
+#: The confidence Ultralytics validates detectors at unless told otherwise.
+LOWEST_CONFIDENCE = 0.001
 
 #: Name of the divergence plot in the run's folder.
 PLOT_NAME = "score_iou.png"
@@ -46,6 +51,7 @@ class MLCMetrics(DetMetrics):
     Attributes:
         divergence: the last validation's coefficients, by class too; None before.
         coco: "metrics/coco_AP" etc. -> value, empty unless asked for; nan before the first validation.
+        recall: "metrics/AR@100" etc. -> value for a proposal network, else empty; nan before the first validation.
     """
 
     def __init__(self, names: dict[int, str] | None = None, *, coco_eval: bool = False) -> None:
@@ -59,9 +65,19 @@ class MLCMetrics(DetMetrics):
         self.stats["score_iou"] = []
         self.divergence: Divergence | None = None
         self.coco = {f"metrics/coco_{name}": float("nan") for name in coco.NAMES} if coco_eval else {}
+        self.recall: dict[str, float] = {}
         if coco_eval:
-            self.stats["coco_detections"] = []
-            self.stats["coco_objects"] = []
+            self._collect_boxes()
+
+    def measure_proposals(self) -> None:
+        """Also measure class-agnostic average recall, from now on."""
+        self.recall = {f"metrics/{name}": float("nan") for name in proposals.NAMES}
+        self._collect_boxes()
+
+    def _collect_boxes(self) -> None:
+        """Gather every detection and object, in original-image pixels."""
+        self.stats.setdefault("coco_detections", [])
+        self.stats.setdefault("coco_objects", [])
 
     def process(
         self, save_dir: Path = Path("."), plot: bool = False, on_plot: Callable[..., None] | None = None
@@ -71,6 +87,10 @@ class MLCMetrics(DetMetrics):
         if self.coco:
             values = coco.coco_evaluate(self.stats["coco_detections"], self.stats["coco_objects"], len(self.names))
             self.coco = {f"metrics/coco_{name}": value for name, value in values.items()}
+        if self.recall:
+            found = [rows[:, :5] for rows in self.stats["coco_detections"]]
+            ars = proposals.average_recall(found, [rows[:, :4] for rows in self.stats["coco_objects"]])
+            self.recall = {f"metrics/{name}": value for name, value in ars.items()}
         results: dict[str, np.ndarray] = super().process(save_dir, plot, on_plot)
         if plot:
             samples = results["score_iou"]
@@ -100,11 +120,12 @@ class MLCMetrics(DetMetrics):
     @property
     def keys(self) -> list[str]:
         """Names of `mean_results`, as in results.csv."""
-        return [*super().keys, "metrics/spearman(B)", "metrics/spearman_pooled(B)", *self.coco]
+        return [*super().keys, "metrics/spearman(B)", "metrics/spearman_pooled(B)", *self.coco, *self.recall]
 
     def mean_results(self) -> list[float]:
         """Return the row "all", in the order of `keys`."""
-        return [*super().mean_results(), self.spearman, self.spearman_pooled, *self.coco.values()]
+        extra = (*self.coco.values(), *self.recall.values())
+        return [*super().mean_results(), self.spearman, self.spearman_pooled, *extra]
 
     def class_result(self, i: int) -> tuple[float, ...]:
         """Return the row of the i-th class that has objects: upstream's four, then the two coefficients."""
@@ -147,11 +168,25 @@ class MLCValidator(DetectionValidator):
         self.options = {**options.defaults(), **options.check(ours)}
         self.metrics = MLCMetrics(coco_eval=self.options["coco_eval"])
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
+        self._extras: tuple[str, ...] = ()
+
+    def prepare_for(self, model: torch.nn.Module) -> None:
+        """Measure what the model's kind is judged by: proposals by recall, which wants many of them, however unsure."""
+        net = native(model)
+        if not isinstance(net, DetectorModel) or net.kind != "rpn" or self.metrics.recall:
+            return
+        self.metrics.measure_proposals()
+        if self.args.max_det == DEFAULT_CFG.max_det:
+            self.args.max_det = max(proposals.LIMITS)
+        if self.args.conf == LOWEST_CONFIDENCE:
+            self.args.conf = 0.0
 
     def init_metrics(self, model: torch.nn.Module) -> None:
         """Prepare a validation."""
+        self.prepare_for(model)
         super().init_metrics(model)
         self._entries.clear()
+        self._extras = extra_channels(model)
 
     def get_desc(self) -> str:
         """Return the table's header."""
@@ -162,23 +197,38 @@ class MLCValidator(DetectionValidator):
         dense = preds[0] if isinstance(preds, (list, tuple)) else preds
         rows = [self._image_entries(image) for image in dense]
         self._entries.extend(torch.cat(rows).cpu().split([len(row) for row in rows]))
-        detections: list[dict[str, Tensor]] = super().postprocess(preds)
-        return detections
+        if self._extras:
+            found = detections(
+                dense,
+                self._extras,
+                confidence=self.args.conf,
+                iou_threshold=self.args.iou,
+                max_det=self.args.max_det,
+                agnostic=self.args.single_cls or self.args.agnostic_nms,
+                multi_label=True,
+            )
+            return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in found]
+        kept: list[dict[str, Tensor]] = super().postprocess(preds)
+        return kept
 
     def print_results(self) -> None:
-        """Print upstream's table, divergence included, and COCO's numbers on a line of their own."""
-        numbers, self.metrics.coco = self.metrics.coco, {}  # the table's columns are `metrics.keys`
+        """Print upstream's table, divergence included, and COCO's and the proposals' numbers on lines of their own."""
+        metrics, extra = self.metrics, (self.metrics.coco, self.metrics.recall)
+        metrics.coco, metrics.recall = {}, {}  # the table's columns are `metrics.keys`
         super().print_results()
-        self.metrics.coco = numbers
-        if numbers:
-            LOGGER.info("COCO: " + ", ".join(f"{n} {v:.3f}" for n, v in zip(coco.NAMES, numbers.values(), strict=True)))
+        metrics.coco, metrics.recall = extra
+        for title, values in zip(("COCO", "Proposals"), extra, strict=True):
+            if values:
+                named = (f"{key.removeprefix('metrics/').removeprefix('coco_')} {v:.3f}" for key, v in values.items())
+                LOGGER.info(f"{title}: {', '.join(named)}")
 
     def _image_entries(self, prediction: Tensor) -> Tensor:
         """Return one image's entries from (4 + K, A) dense or (N, 6) final predictions."""
         if self.end2end or prediction.shape[-1] == 6:  # the test upstream's NMS applies
             image_entries = prediction[prediction[:, 4] > SCORE_THRESHOLD, :6][:MAX_ENTRIES].float()  # best first
         else:
-            image_entries = entries(ops.xywh2xyxy(prediction[:4].T), prediction[4:].T)
+            scores = prediction[4 : len(prediction) - len(self._extras)]
+            image_entries = entries(ops.xywh2xyxy(prediction[:4].T), scores.T)
         if self.args.single_cls:
             image_entries[:, 5] = 0
         return image_entries
@@ -187,7 +237,7 @@ class MLCValidator(DetectionValidator):
         """Return one image's statistics; upstream calls this once per image, in order, and stores what it returns."""
         stat: dict[str, np.ndarray] = super()._process_batch(preds, batch)
         stat["score_iou"] = match(self._entries.popleft(), batch["bboxes"].cpu(), batch["cls"].cpu())
-        if self.metrics.coco:
+        if "coco_objects" in self.metrics.stats:
             shape, original, ratio_pad = batch["imgsz"], batch["ori_shape"], batch["ratio_pad"]
             found = self.scale_preds(preds, batch)
             boxes = torch.as_tensor(ops.scale_boxes(shape, batch["bboxes"].clone(), original, ratio_pad=ratio_pad))

@@ -23,7 +23,9 @@ import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 
-__all__ = ["IoUAwareDetect", "add_iou_channel", "check_head", "has_iou_channel", "set_rescore"]
+from mlc_yolo.heads.dense import DenseDetect
+
+__all__ = ["IoUAwareDetect", "add_iou_channel", "check_head", "has_iou_channel", "predicts_iou", "set_rescore"]
 
 IOU_BIAS = 0.0  # sigmoid(0) = 0.5
 
@@ -37,11 +39,13 @@ class IoUAwareDetect(Detect):
         cv_iou: ModuleList of L 1x1 convolutions with one output channel; None once `fuse()` dropped the branch.
         one2one_cv_iou: the same for the one-to-one branch, on end-to-end heads only.
         rescore: whether inference multiplies the class scores by the predicted IoU.
+        rank_by_iou: whether inference hands the predicted IoU on in a channel of its own instead, for IoU-guided NMS.
     """
 
     cv_iou: nn.ModuleList | None
     one2one_cv_iou: nn.ModuleList | None
     rescore: bool
+    rank_by_iou = False
 
     def __init__(self, nc: int = 80, reg_max: int = 16, end2end: bool = False, ch: list[int] | tuple[int, ...] = ()):
         """Build the stock head, then its IoU channel. The arguments are those of `Detect`."""
@@ -103,13 +107,20 @@ class IoUAwareDetect(Detect):
         """Decode raw predictions.
 
         Returns:
-            (B, 4 + K, A): boxes in input pixels (xywh, or xyxy when end-to-end), then confidences in [0, 1]:
-            sigmoid(class) * sigmoid(IoU) if `rescore`, else sigmoid(class).
+            (B, 4 + K [+ extra], A): boxes in input pixels (xywh, or xyxy when end-to-end), then confidences in [0, 1]:
+            sigmoid(class) * sigmoid(IoU) if `rescore`, else sigmoid(class); then the extra channels.
         """
         confidence = x["scores"].sigmoid()
+        if self.extra_channels:
+            return torch.cat((self._get_decode_boxes(x), confidence, x["iou"].sigmoid()), 1)
         if self.rescore:
             confidence = confidence * x["iou"].sigmoid()
         return torch.cat((self._get_decode_boxes(x), confidence), 1)
+
+    @property
+    def extra_channels(self) -> tuple[str, ...]:
+        """Names of the channels after the class scores; exports have none."""
+        return ("iou",) if self.rank_by_iou and not self.export else ()
 
     def bias_init(self) -> None:
         """Reset the biases of the last convolutions, those of the IoU channel included."""
@@ -151,10 +162,15 @@ def has_iou_channel(model: nn.Module) -> bool:
     return any(isinstance(module, IoUAwareDetect) for module in model.modules())
 
 
+def predicts_iou(head: nn.Module) -> bool:
+    """Whether a head predicts the IoU of its boxes."""
+    return isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
+
+
 def set_rescore(model: nn.Module, rescore: bool) -> None:
-    """Choose whether IoU-aware heads in `model` multiply class scores by the predicted IoU; no-op on stock models."""
+    """Choose whether heads in `model` multiply class scores by the predicted quality; no-op on stock models."""
     for module in model.modules():
-        if isinstance(module, IoUAwareDetect):
+        if isinstance(module, IoUAwareDetect | DenseDetect):
             module.rescore = rescore
 
 

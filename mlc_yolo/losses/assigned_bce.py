@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mlc_yolo.assigners.assignment import TaskAssignment
+from mlc_yolo.losses.class_targets import class_targets
 
 
 def assigned_bce(logits: Tensor, labels: Tensor, task: TaskAssignment, class_weights: Tensor | None = None) -> Tensor:
@@ -21,11 +21,7 @@ def assigned_bce(logits: Tensor, labels: Tensor, task: TaskAssignment, class_wei
     Returns:
         Scalar float32; a differentiable 0 for A = 0.
     """
-    target = torch.zeros_like(logits, dtype=torch.float32)
-    if labels.shape[1]:
-        label = labels.gather(1, task.gt_index.clamp(min=0)).where(task.positive, 0)
-        target.scatter_(2, label[..., None], task.quality[..., None])
-    # What is not positive has quality 0 and writes it at class 0, which changes nothing.
+    target = class_targets(logits, labels, task)
     loss = F.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
     if class_weights is not None:
         loss = loss * class_weights

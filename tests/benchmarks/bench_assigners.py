@@ -47,7 +47,7 @@ def test_assigners_against_upstream(objects: int, capsys: pytest.CaptureFixture[
     mask = torch.ones(batch, objects, 1)
     runs = {"upstream": lambda: upstream(scores, decoded, priors.points, labels[..., None], boxes, mask)}
     for name in ASSIGNERS:
-        assigner = build_assigner(name, options.defaults())
+        assigner = build_assigner(name, options.settle(options.defaults()))
         runs[name] = lambda assigner=assigner: assigner(predictions, priors, targets)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):

@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from mlc_yolo.engine.options import check, defaults, specifications, split, warmup_epochs
+from mlc_yolo.engine.options import (
+    OWN,
+    check,
+    defaults,
+    settle,
+    specifications,
+    split,
+    wanted_quality,
+    warmup_epochs,
+)
 
 
 def test_every_default_passes_its_own_check_unchanged() -> None:
@@ -22,13 +31,13 @@ def test_no_option_shadows_one_of_ultralytics() -> None:
 def test_every_option_says_what_it_takes_and_why() -> None:
     for name, spec in specifications().items():
         assert spec["help"].strip().endswith("."), name
-        assert ("choices" in spec) != (spec.get("type") in ("number", "bool")), name
+        assert ("choices" in spec) != (spec.get("type") in ("number", "bool", "epochs")), name
         assert set(spec) <= {"default", "choices", "aliases", "type", "minimum", "above", "help"}, name
 
 
 def test_defaults_are_a_copy() -> None:
-    defaults()["assigner"] = "changed"
-    assert defaults()["assigner"] == "tal"
+    defaults()["mg_tasks"] = "changed"
+    assert defaults()["mg_tasks"] == "both"
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda mapping: SimpleNamespace(**mapping)])
@@ -87,7 +96,7 @@ def test_the_warm_up_needs_an_assigner_that_does_not_learn_from_predictions_of_b
         check({"assigner_base": value})
 
 
-@pytest.mark.parametrize("value", [None, 3, True, 0.5])
+@pytest.mark.parametrize("value", [3, True, 0.5])
 def test_a_choice_that_is_no_word_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="must be one of tal, max_iou"):
         check({"assigner": value})
@@ -131,7 +140,8 @@ def test_a_switch_must_be_true_or_false(name: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("mlc_alpha", -0.1, "must be 0 or more; its default is 0.5"),
+        ("mlc_alpha", -0.1, "must be 0 or more"),
+        ("iou_warmup", 2.5, "must be whole epochs, or a fraction of the run below 1"),
         ("iou_gain", -1, "must be 0 or more; its default is 1.0"),
         ("assigner_warmup", -1, "must be 0 or more"),
         ("mg_sigma", 1, "must be above 1; its default is 2.0"),
@@ -213,3 +223,65 @@ def test_a_warm_up_that_leaves_no_epoch_is_refused(warmup: float, epochs: int) -
 @pytest.mark.parametrize("warmup", [None, 0, 0.1, 0.4, 0.9, 0.999999])
 def test_a_fraction_always_leaves_an_epoch(warmup: float | None, epochs: int) -> None:
     assert 0 <= warmup_epochs(warmup, "mlc", epochs) < epochs
+
+
+# What empty options mean ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("detector", OWN)
+def test_empty_options_mean_what_the_model_was_published_with(detector: str | None) -> None:
+    settled = settle(defaults(), detector)
+    assert {name: settled[name] for name in OWN[detector]} == OWN[detector]
+    assert check(settled) == settled
+    assert settle({**defaults(), "mlc_alpha": 1.0, "assigner": "mlc"}, detector)["mlc_alpha"] == 1.0
+
+
+def test_a_yolo_has_no_candidates_of_its_own_but_the_task_aligned_ones() -> None:
+    with pytest.raises(ValueError, match="mlc_candidates=own is for RetinaNet, FCOS and RPN"):
+        settle({**defaults(), "mlc_candidates": "own"})
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({}, None),
+        ({"iou_head": True}, "iou"),
+        ({"iou_head": False}, "none"),
+        ({"quality": "centerness"}, "centerness"),
+        ({"quality": "iou", "iou_head": True}, "iou"),
+    ],
+)
+def test_the_quality_layer_follows_either_option(given: dict[str, Any], wanted: str | None) -> None:
+    assert wanted_quality(given) == wanted
+
+
+def test_options_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(ValueError, match="quality=none and iou_head=True contradict each other"):
+        check({"quality": "none", "iou_head": True})
+
+
+def test_nms_by_iou_is_ours_and_any_other_nms_is_upstreams() -> None:
+    assert split({"nms": "iou", "conf": 0.1}) == ({"nms_by": "iou"}, {"conf": 0.1})
+    assert split({"nms": "standard"}) == ({"nms_by": "standard"}, {})
+    assert split({"nms": False}) == ({}, {"nms": False})
+
+
+@pytest.mark.parametrize("given", [16, [16], (16,), "16"])
+def test_one_step_of_the_learning_rate_may_be_written_in_any_way(given: Any) -> None:
+    assert check({"lr_steps": given}) == {"lr_steps": [16]}
+
+
+def test_several_steps_of_the_learning_rate() -> None:
+    assert check({"lr_steps": "16, 18"}) == check({"lr_steps": (16, 18)}) == {"lr_steps": [16, 18]}
+
+
+@pytest.mark.parametrize("given", ["18,16", [0, 3], [4, 4], [], ""])
+def test_steps_must_rise_from_epoch_one(given: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"lr_steps=.* must be"):
+        check({"lr_steps": given})
+
+
+@pytest.mark.parametrize("given", [1.5, "soon", True, {}])
+def test_steps_must_be_epochs(given: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"lr_steps=.* must be"):
+        check({"lr_steps": given})

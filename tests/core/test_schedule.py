@@ -14,7 +14,7 @@ from mlc_yolo.assigners import (
     TaskAligned,
     build_assigner,
 )
-from mlc_yolo.engine.options import defaults, specifications
+from mlc_yolo.engine.options import defaults, settle, specifications
 
 
 def test_the_base_trains_the_warm_up_and_the_main_assigner_the_rest() -> None:
@@ -48,12 +48,12 @@ def test_an_epoch_alone_decides_so_that_resuming_needs_no_state() -> None:
 )
 def test_every_name_in_the_options_builds_its_assigner(name: str, kind: type) -> None:
     assert name in specifications()["assigner"]["choices"]
-    assert type(build_assigner(name, defaults())) is kind
+    assert type(build_assigner(name, settle(defaults()))) is kind
 
 
 def test_no_name_is_left_out() -> None:
     choices = specifications()["assigner"]["choices"]
-    assert {type(build_assigner(name, defaults())) for name in choices} == {
+    assert {type(build_assigner(name, settle(defaults()))) for name in choices} == {
         TaskAligned,
         MaxIoU,
         PointInBox,
@@ -65,21 +65,29 @@ def test_no_name_is_left_out() -> None:
 
 
 def test_the_options_reach_the_assigner() -> None:
-    guidance = build_assigner("mutual_guidance", defaults() | {"mg_sigma": 1.5, "mg_tasks": "l2c"})
+    guidance = build_assigner("mutual_guidance", settle(defaults()) | {"mg_sigma": 1.5, "mg_tasks": "l2c"})
     assert isinstance(guidance, MutualGuidance)
     assert (guidance.sigma, guidance.tasks) == (1.5, "l2c")
-    labeling = build_assigner("mlc", defaults() | {"mlc_alpha": 2, "mlc_tasks": "loc", "mlc_candidates": "inside"})
+    labeling = build_assigner(
+        "mlc", settle(defaults()) | {"mlc_alpha": 2, "mlc_tasks": "loc", "mlc_candidates": "inside"}
+    )
     assert isinstance(labeling, MutualLabeling) and isinstance(labeling.baseline, PointInBox)
     assert (labeling.alpha, labeling.tasks, labeling.baseline.levels) == (2, "loc", "all")
 
 
 @pytest.mark.parametrize("candidates", specifications()["mlc_candidates"]["choices"])
 def test_every_kind_of_candidates_has_a_baseline(candidates: str) -> None:
-    labeling = build_assigner("mlc", defaults() | {"mlc_candidates": candidates})
+    labeling = build_assigner("mlc", settle(defaults()) | {"mlc_candidates": candidates}, own=MaxIoU())
     assert isinstance(labeling, MutualLabeling)
-    assert isinstance(labeling.baseline, TaskAligned if candidates == "tal" else PointInBox)
+    assert type(labeling.baseline) is {"tal": TaskAligned, "own": MaxIoU}.get(candidates, PointInBox)
+
+
+def test_a_detectors_own_assigner_stands_for_its_class() -> None:
+    own = MaxIoU(positive_iou=0.7, negative_iou=0.3)
+    assert build_assigner("max_iou", settle(defaults()), own=own) is own
+    assert type(build_assigner("fcos", settle(defaults()), own=own)) is PointInBox
 
 
 def test_an_unknown_name_is_a_key_error() -> None:
     with pytest.raises(KeyError, match="simota"):
-        build_assigner("simota", defaults())
+        build_assigner("simota", settle(defaults()))

@@ -41,7 +41,7 @@ OBJECTS = [[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], [1, 1, 0.5, 0
 
 
 def _criterion(model: Any, assigner: Any, *, gain: float = 1.0) -> Any:
-    main = build_assigner(assigner, options.defaults()) if isinstance(assigner, str) else assigner
+    main = build_assigner(assigner, options.settle(options.defaults())) if isinstance(assigner, str) else assigner
     return build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=gain)
 
 
@@ -214,9 +214,12 @@ def test_each_task_is_weighted_and_normalised_by_its_own_assignment() -> None:
 
 def test_options_reach_the_assigner() -> None:
     level, every = (
-        build_assigner("mlc", {**options.defaults(), "mlc_candidates": name}).baseline for name in ("level", "inside")
+        build_assigner("mlc", {**options.settle(options.defaults()), "mlc_candidates": name}).baseline
+        for name in ("level", "inside")
     )
     assert (level.levels, every.levels) == ("range", "all")
     chosen = {"mlc_alpha": 2.0, "mlc_tasks": "cls", "mg_sigma": 1.5, "mg_tasks": "l2c"}
-    mlc, mg = (build_assigner(name, {**options.defaults(), **chosen}) for name in ("mlc", "mutual_guidance"))
+    mlc, mg = (
+        build_assigner(name, {**options.settle(options.defaults()), **chosen}) for name in ("mlc", "mutual_guidance")
+    )
     assert (mlc.alpha, mlc.tasks, mg.sigma, mg.tasks) == (2.0, "cls", 1.5, "l2c")

@@ -25,7 +25,7 @@ def _losses(images: torch.Tensor, rows: torch.Tensor, assigner: str) -> torch.Te
     model: Any = DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval()
     model.args = DEFAULT_CFG
     add_iou_channel(model.model[-1])
-    main = build_assigner(assigner, options.defaults())
+    main = build_assigner(assigner, options.settle(options.defaults()))
     criterion = build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=1.0)
     batch = {"img": images, "batch_idx": rows[:, 0], "cls": rows[:, 1:2], "bboxes": rows[:, 2:]}
     with torch.no_grad():

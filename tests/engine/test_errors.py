@@ -27,7 +27,7 @@ TINY = {"imgsz": 64, "batch": 8, "epochs": 2, "plots": False}
         ({"assigner": "mlc", "assigner_warmup": 1.5}, ValueError, "whole epochs"),
         ({"iou_head": "yes"}, TypeError, "True or False"),
         ({"iou_gain": -0.1}, ValueError, "0 or more"),
-        ({"mlc_candidates": "boxes"}, ValueError, "tal, level, inside"),
+        ({"mlc_candidates": "boxes"}, ValueError, "tal, own, level, inside"),
         ({"assginer": "mlc"}, SyntaxError, "assigner"),
     ],
 )

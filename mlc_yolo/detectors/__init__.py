@@ -1,0 +1,1 @@
+"""RetinaNet, FCOS and RPN as Ultralytics models, from torchvision's parts."""

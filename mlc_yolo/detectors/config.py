@@ -1,0 +1,147 @@
+"""Model YAMLs of the ported detectors: found by name, read, checked and completed.
+
+    detector: retinanet        # retinanet | fcos | rpn
+    backbone: resnet50         # any torchvision ResNet
+    nc: 80
+
+The other keys and their defaults are in `DEFAULTS`. A YAML with a `detector` key is ours; any other is Ultralytics'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TextIO
+
+import yaml
+
+from mlc_yolo.detectors.parts import BACKBONES
+from mlc_yolo.resources import resource_dir
+
+#: Qualities a detector's extra layer can predict.
+QUALITIES = {
+    "retinanet": ("iou", "none"),
+    "fcos": ("iou", "centerness", "none"),
+    "rpn": ("iou", "none"),
+}
+
+#: Optional keys. `norm` and `trainable_stages` left empty mean "frozen" and 3 on pretrained weights, "batch" and 5 from
+#: scratch, as in torchvision.
+DEFAULTS: dict[str, Any] = {
+    "nc": 80,
+    "width": 256,
+    "quality": "iou",
+    "follows": "paper",
+    "norm": None,
+    "norm_eps": None,
+    "trainable_stages": None,
+}
+_CHOICES = {"norm": (None, "frozen", "batch"), "follows": ("paper", "torchvision")}
+#: What Ultralytics and checkpoints add.
+_FOREIGN = {"mlc", "yaml_file", "scale", "channels", "task"}
+
+
+def find_config(name: Any) -> dict[str, Any] | None:
+    """Return the content of a detector's YAML, or None where the name is not one of ours.
+
+    Args:
+        name: a path, or the name of a file in `cfg/models`.
+
+    Raises:
+        ValueError: ours, but not as it should be.
+    """
+    path = Path(str(name))
+    if path.suffix not in {".yaml", ".yml"}:
+        return None
+    for candidate in (path, resource_dir("cfg") / "models" / path.name):
+        if candidate.is_file():
+            with open(candidate, encoding="utf-8") as file:
+                content = _parsed(file, candidate)
+            if isinstance(content, dict) and "detector" in content:
+                return {**complete(content, candidate), "yaml_file": str(candidate)}
+    return None
+
+
+def bundled() -> list[str]:
+    """Return the names of the YAMLs that come with the package."""
+    return sorted(path.name for path in (resource_dir("cfg") / "models").glob("*.yaml"))
+
+
+def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str, Any]:
+    """Check a YAML's content and fill in the defaults.
+
+    Args:
+        content: what the file holds.
+        source: its name, for messages.
+
+    Returns:
+        A new dict with every key.
+
+    Raises:
+        ValueError: an unknown key, or a value outside its domain; the nearest known one is named.
+    """
+    known = {"detector", "backbone", *DEFAULTS, *_FOREIGN}
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{source}: '{key}' is not a key of a detector.{_nearest(str(key), known - _FOREIGN)}")
+    config = {**DEFAULTS, **content}
+    _among(source, "detector", config.get("detector"), QUALITIES)
+    _among(source, "backbone", config.get("backbone"), BACKBONES)
+    _among(source, "quality", config["quality"], QUALITIES[config["detector"]])
+    for key, choices in _CHOICES.items():
+        _among(source, key, config[key], choices)
+    for key, low, high in (("nc", 1, 100_000), ("width", 32, 4096), ("trainable_stages", 0, 5)):
+        value = config[key]
+        if value is None and key == "trainable_stages":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise ValueError(f"{source}: {key}={value!r} must be a whole number from {low} to {high}")
+    eps = config["norm_eps"]
+    if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1):
+        raise ValueError(f"{source}: norm_eps={eps!r} must be a number from 0 to below 1")
+    if config["width"] % 32:
+        raise ValueError(
+            f"{source}: width={config['width']} must be a multiple of 32, the groups of FCOS' normalisation"
+        )
+    if config["detector"] == "rpn" and config["nc"] != 1:
+        raise ValueError(
+            f"{source}: an RPN proposes objects of one class, got nc={config['nc']}; "
+            "set nc: 1 and train with single_cls=True"
+        )
+    return config
+
+
+def settle(config: Mapping[str, Any], *, pretrained: bool) -> dict[str, Any]:
+    """Fill `norm` and `trainable_stages` where they are left empty.
+
+    Args:
+        config: a complete configuration.
+        pretrained: whether the backbone starts from trained weights.
+    """
+    return {
+        **config,
+        "norm": config["norm"] or ("frozen" if pretrained else "batch"),
+        "trainable_stages": config["trainable_stages"]
+        if config["trainable_stages"] is not None
+        else (3 if pretrained else 5),
+    }
+
+
+def _parsed(file: TextIO, path: Path) -> Any:
+    try:
+        return yaml.safe_load(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not a YAML file: {error}") from error
+
+
+def _among(source: Any, key: str, value: Any, choices: Any) -> None:
+    if value not in tuple(choices):  # a list is in no dict
+        listed = ", ".join(str(c) for c in choices if c is not None)
+        shown = "is missing" if value is None else f"= {value!r}"
+        raise ValueError(f"{source}: {key} {shown}; it must be one of {listed}.{_nearest(str(value), choices)}")
+
+
+def _nearest(word: str, known: Any) -> str:
+    matches = get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
