@@ -213,13 +213,13 @@ def prepare(
         check_file(arguments["data"])
 
     changed = {name for name, value in overrides.items() if planned.arguments.get(name, ...) != value}
-    told = {"data": Path(data).name, **({"scale": scale} if scale != 1 else {})}
+    told = {"data": _data_name(data), **({"scale": scale} if scale != 1 else {})}
     told |= {name: value for name, value in overrides.items() if name in changed - PLACE}
     return Run(
         row=planned,
         model=str(arguments.pop("model")),
         arguments=arguments,
-        data=Path(data).name,
+        data=_data_name(data),
         scale=float(scale),
         results=destination,
         comparable=scale == 1 and changed <= PLACE | {"seed"},
@@ -378,6 +378,12 @@ def _canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return arguments with our options checked and in the form and under the name that `options` gives them."""
     ours, stock = options.split(arguments)
     return {**stock, **options.check(ours)}
+
+
+def _data_name(data: str | Path) -> str:
+    """Return the YAML's name, with its folder's where every data set calls it data.yaml."""
+    path = Path(data)
+    return "/".join(path.parts[-2:]) if path.name == "data.yaml" else path.name
 
 
 def _default_results() -> Path:

@@ -83,6 +83,8 @@ def draw_assignments(
     stride = max(int(net.stride.max()), 32)
     args.imgsz = check_imgsz(args.imgsz, stride=stride, max_dim=1)
     found = check_det_dataset(resolve_data(data or model.overrides.get("data")), split=args.split)
+    if args.single_cls:
+        found["names"], found["nc"] = {0: net.names[0]}, 1
     _check_classes(found, net.names)
     dataset = build_yolo_dataset(args, found[args.split], batch=1, data=found, mode="val", stride=stride)
     chosen = [i for i, label in enumerate(dataset.labels) if len(label["cls"])][:count]

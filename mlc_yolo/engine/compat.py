@@ -22,6 +22,14 @@
 | `Detect` in evaluation returns (decoded, raw), raw holding "one2many" where there are two branches | assignments |
 | a detection dataset has `labels[i]["cls"]`; its samples carry `ori_shape` and `ratio_pad` | assignments |
 | `read_results_csv` fills the checkpoint's `train_results` | trainer |
+| `Model._new` builds from a YAML; `train` leaves the building to the trainer while `ckpt` is None | model: detectors |
+| `setup_model` returns at once when the model is a module already | trainer: torchvision weights |
+| `freeze` entries may be names; whatever is not named is made to train | trainer: frozen stages |
+| `_setup_scheduler` sets `lf` and a `LambdaLR` `scheduler` | trainer: `lr_steps` |
+| `_predict_once` reads `f`, `i` and `save` of a model's layers | detectors |
+| exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
+| `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
+| `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
 """
 

@@ -14,7 +14,7 @@ from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.detectors.config import bundled, find_config
+from mlc_yolo.detectors.config import bundled, complete, find_config
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
@@ -111,16 +111,8 @@ class MLCYOLO(YOLO):
                 raise ValueError(f"an assigner object trains detection models; this one is a {self.task} model")
             return super().train(trainer, **kwargs)
 
-        self._refuse_unsupported_head(ours)
+        self._refuse_misfits(ours, kwargs)
         kwargs.update(ours)
-        pretrained = kwargs.get("pretrained")
-        if is_torchvision(pretrained) and not kwargs.get("resume"):
-            if not isinstance(self.model, DetectorModel):
-                raise ValueError(
-                    f"pretrained={pretrained} holds torchvision weights, for {', '.join(bundled())}; "
-                    f"'{self.overrides.get('model')}' is none of them"
-                )
-            self.load(pretrained)
         if kwargs.get("cfg"):
             kwargs.setdefault("save_dir", None)  # of the run the file comes from, which must not be written over
             if not kwargs.get("data") and not YAML.load(kwargs["cfg"]).get("data"):
@@ -166,10 +158,19 @@ class MLCYOLO(YOLO):
 
         Returns:
             Path of the exported file.
+
+        Raises:
+            ValueError: a format or a size that this kind of model cannot have.
         """
         self._prepared(kwargs)
         _, stock = options.split(kwargs)
         target = str(stock.get("format", "")).lower()
+        if isinstance(self.model, DetectorModel) and (target in {"stock", *NEEDS_STOCK} or stock.get("dynamic")):
+            asked = "dynamic=True" if stock.get("dynamic") else f"format={target}"
+            raise ValueError(
+                f"{asked} is for YOLO: a {self.model.kind} is exported at a fixed size, to a format that takes any "
+                "PyTorch model, such as format=onnx imgsz=640"
+            )
         if target == "stock":
             self._check_is_pytorch_model()
             path = export_stock(self.model, self._stock_path())
@@ -286,11 +287,33 @@ class MLCYOLO(YOLO):
         layers: Any = self.model.model
         return layers[-1]
 
-    def _refuse_unsupported_head(self, ours: dict[str, Any]) -> None:
-        """Fail before any file is touched if the head is no plain `Detect`."""
+    def _refuse_misfits(self, ours: dict[str, Any], stock: dict[str, Any]) -> None:
+        """Fail before any file is touched if the model cannot have these options."""
+        pretrained = stock.get("pretrained")
+        torchvision = is_torchvision(pretrained) and not stock.get("resume")
+        quality = options.wanted_quality(ours)
         if isinstance(self.model, DetectorModel):
+            options.settle({**options.defaults(), **ours}, self.model.kind)
+            config = complete(
+                {**self.model.yaml, **({"quality": quality} if quality else {})}, self.model_name or "model"
+            )
+            if torchvision and self.ckpt:
+                raise ValueError(f"pretrained={pretrained} starts a model YAML; this model has weights already")
+            if torchvision:
+                start_from(config, str(pretrained))
             return
-        if isinstance(self.model, DetectionModel) and options.wanted_quality(ours) != "none":
+        if torchvision:
+            raise ValueError(
+                f"pretrained={pretrained} holds torchvision weights, for {', '.join(bundled())}; "
+                f"'{self.overrides.get('model')}' is none of them"
+            )
+        options.settle({**options.defaults(), **ours})
+        if quality == "centerness" or ours.get("align_gain"):
+            asked = (
+                "quality=centerness is for FCOS" if quality == "centerness" else "align_gain is for ported detectors"
+            )
+            raise ValueError(f"{asked}; '{self.overrides.get('model')}' is none: leave it out")
+        if isinstance(self.model, DetectionModel) and quality != "none":
             check_head(self._head())
 
     def _stock_path(self) -> Path:

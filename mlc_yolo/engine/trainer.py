@@ -24,6 +24,9 @@ from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.engine.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, set_rescore
 
+#: What a detector takes over from the weights it starts from.
+_INHERITED = ("quality", "follows", "norm", "norm_eps", "trainable_stages")
+
 
 class MLCTrainer(DetectionTrainer):
     """`DetectionTrainer` with per-task assigners and a predicted-IoU channel.
@@ -132,7 +135,7 @@ class MLCTrainer(DetectionTrainer):
         """Return a RetinaNet, FCOS or RPN for the data's classes."""
         quality = options.wanted_quality(options.split(self.args)[0])
         if isinstance(weights, DetectorModel):
-            config = {**config, **{key: weights.yaml[key] for key in ("quality", "follows", "norm", "norm_eps")}}
+            config = {**config, **{key: weights.yaml[key] for key in _INHERITED}}
         if quality is not None:
             config = {**config, "quality": quality}
         if config["detector"] == "rpn" and self.data["nc"] != 1:
@@ -156,20 +159,13 @@ class MLCTrainer(DetectionTrainer):
 
     def setup_model(self) -> Any:
         """Set the model up as upstream does; torchvision weights and frozen stages are the detectors' own."""
-        pretrained = self.args.pretrained
-        if is_torchvision(pretrained):  # upstream would take the file for a checkpoint
-            self.args.pretrained = True
-            fresh = not isinstance(self.model, nn.Module)
-            if fresh and find_config(self.model) is None:
-                raise ValueError(f"pretrained={pretrained} holds torchvision weights; {self.model} cannot take them")
-            if fresh and not self.resume:
-                config = find_config(self.model)
-                self.args.pretrained = pretrained
-                self.model = self.get_model(cfg=config, weights=None, verbose=RANK in {-1, 0})
-                ckpt = None
-            else:
-                ckpt = super().setup_model()
-            self.args.pretrained = pretrained
+        source = self.args.pretrained
+        if is_torchvision(source) and not self.resume and not isinstance(self.model, nn.Module):
+            config = find_config(self.model)  # upstream would take the file for a checkpoint
+            if config is None:
+                raise ValueError(f"pretrained={source} holds torchvision weights, which model={self.model} cannot take")
+            self.model = self.get_model(cfg=config, verbose=RANK in {-1, 0})
+            ckpt = None
         else:
             ckpt = super().setup_model()
         if isinstance(self.model, DetectorModel):

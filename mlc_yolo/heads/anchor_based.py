@@ -112,7 +112,7 @@ class RPNDetect(AnchorDetect):
             quality: "iou" or "none".
             follows: no difference here.
         """
-        super().__init__(num_classes, self.level_strides, quality=quality)
+        super().__init__(num_classes, self.level_strides, quality=quality, pre_nms=2000)
         self.rpn = RPNHead(width, len(_RATIOS))
         if quality == "iou":
             self.cv_iou = zero_conv(width, len(_RATIOS), 1)

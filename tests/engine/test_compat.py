@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from types import SimpleNamespace
 
 import pytest
 import torch
 import ultralytics
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.engine.model import Model
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.models.yolo.detect import DetectionPredictor
+from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss
@@ -123,6 +128,56 @@ def test_metrics_are_a_table_of_keys_means_and_class_results() -> None:
     metrics = DetMetrics({0: "a"})
     assert isinstance(metrics.stats, dict) and all(isinstance(value, list) for value in metrics.stats.values())
     assert len(metrics.keys) == len(metrics.mean_results())
+
+
+def test_a_model_without_a_checkpoint_is_built_by_the_trainer() -> None:
+    source = inspect.getsource(Model.train)
+    assert 'if not args.get("resume") and self.ckpt:' in source and "self.trainer.get_model(" in source
+    assert list(inspect.signature(Model._new).parameters) == ["self", "cfg", "task", "verbose"]
+    assert inspect.getsource(BaseTrainer.setup_model).index("return") < inspect.getsource(
+        BaseTrainer.setup_model
+    ).index("load_checkpoint")
+
+
+def test_names_may_be_frozen_and_the_rest_is_made_to_train() -> None:
+    source = inspect.getsource(BaseTrainer._setup_train)
+    assert 'f"model.{x}." for x in freeze_list' in source and "v.requires_grad = True" in source
+    assert source.index("self.setup_model()") < source.index("self.args.freeze")
+
+
+def test_the_scheduler_is_a_lambda_of_the_epoch() -> None:
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(cos_lr=False, lrf=0.1), epochs=4, optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    )
+    BaseTrainer._setup_scheduler(trainer)
+    assert isinstance(trainer.scheduler, torch.optim.lr_scheduler.LambdaLR) and trainer.lf(0) == 1.0
+
+
+def test_a_models_layers_are_run_in_turn() -> None:
+    model = DetectionModel.__new__(DetectionModel)
+    nn.Module.__init__(model)
+    model.model = nn.Sequential(nn.Flatten(), nn.Identity())
+    for i, layer in enumerate(model.model):
+        layer.i, layer.f = i, -1
+    model.save = []
+    assert model._predict_once(torch.zeros(1, 2, 3)).shape == (1, 6)
+
+
+def test_a_pytorch_model_is_found_inside_the_backend() -> None:
+    net = _model().eval()
+    backend = AutoBackend(net, device=torch.device("cpu"), fuse=False, verbose=False)
+    assert backend.format == "pt" and isinstance(backend.model, DetectionModel)
+    assert not any(isinstance(module, DetectionModel) for module in backend.modules())
+
+
+def test_what_the_exporter_sets_on_a_head_is_there_from_the_start() -> None:
+    assert all(hasattr(Detect, name) for name in ("export", "format", "dynamic", "xyxy", "max_det"))
+
+
+def test_results_are_made_of_rows() -> None:
+    assert list(inspect.signature(DetectionPredictor.construct_results).parameters) == [
+        *("self", "preds", "img", "orig_imgs")
+    ]
 
 
 def test_the_tuners_command_is_ours_only_while_it_runs() -> None:

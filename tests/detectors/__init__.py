@@ -1,0 +1,1 @@
+"""Tests of the ported detectors: what torchvision gives, loading, configuration, heads."""
