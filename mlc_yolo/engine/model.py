@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils.checks import check_file
 
 from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.config import bundled, complete, find_config
@@ -56,6 +58,11 @@ class MLCYOLO(YOLO):
             super().__init__(model, task=task, verbose=verbose)
         except NotImplementedError as error:  # a YAML whose head upstream cannot place
             raise TypeError(_expected(model, "of another family")) from error
+        except FileNotFoundError as error:
+            near = get_close_matches(Path(str(model)).name, bundled(), n=3)
+            if near:
+                raise FileNotFoundError(f"no model '{model}'. Did you mean {' or '.join(near)}?") from error
+            raise
         if not isinstance(self, MLCYOLO):  # upstream swaps the class for families of its own
             family = type(self).__name__
             raise TypeError(_expected(model, f"a model for ultralytics.{family}"))
@@ -121,6 +128,9 @@ class MLCYOLO(YOLO):
             data: Any = kwargs.get("data")
             several = isinstance(data, list | tuple)  # upstream fine-tunes on each in turn
             kwargs["data"] = [resolve_data(each) for each in data] if several else resolve_data(data)
+            if isinstance(self.model, DetectorModel) and self.model.kind == "rpn" and not kwargs.get("single_cls"):
+                for each in kwargs["data"] if several else [kwargs["data"]]:
+                    _refuse_classes(each)
         chosen = trainer or self._smart_load("trainer")
         return super().train(chosen if custom is None else partial(chosen, assigner=custom), **kwargs)
 
@@ -168,8 +178,8 @@ class MLCYOLO(YOLO):
         if isinstance(self.model, DetectorModel) and (target in {"stock", *NEEDS_STOCK} or stock.get("dynamic")):
             asked = "dynamic=True" if stock.get("dynamic") else f"format={target}"
             raise ValueError(
-                f"{asked} is for YOLO: a {self.model.kind} is exported at a fixed size, to a format that takes any "
-                "PyTorch model, such as format=onnx imgsz=640"
+                f"{asked} is for YOLO; {self.model.kind} models are exported at a fixed size, to a format that takes "
+                "any PyTorch model, such as format=onnx imgsz=640"
             )
         if target == "stock":
             self._check_is_pytorch_model()
@@ -319,6 +329,17 @@ class MLCYOLO(YOLO):
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")
         return origin.with_name(f"{origin.stem}_stock.pt")
+
+
+def _refuse_classes(data: str) -> None:
+    """Refuse data of several classes for a model of one, before a run folder is made; unreadable data is upstream's."""
+    path = check_file(data, download=False, hard=False)
+    names = YAML.load(path).get("names") if path and Path(path).is_file() else None
+    if names is not None and len(names) > 1:
+        raise ValueError(
+            f"an RPN proposes objects of one class, but {data} has {len(names)}: train with single_cls=True, which "
+            "takes them for one"
+        )
 
 
 def _expected(model: Any, got: str) -> str:

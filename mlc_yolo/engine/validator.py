@@ -184,9 +184,22 @@ class MLCValidator(DetectionValidator):
     def init_metrics(self, model: torch.nn.Module) -> None:
         """Prepare a validation."""
         self.prepare_for(model)
+        self._refuse_more_classes(model)
         super().init_metrics(model)
         self._entries.clear()
         self._extras = extra_channels(model)
+
+    def _refuse_more_classes(self, model: torch.nn.Module) -> None:
+        """Refuse data with classes a ported detector has no output for."""
+        net = native(model)
+        if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names) and not self.args.single_cls:
+            advice = (
+                "give single_cls=True, which takes them for one" if len(net.names) == 1 else "take the model's data"
+            )
+            raise ValueError(
+                f"the data has {self.data['nc']} classes and this {net.kind} {len(net.names)}: "
+                f"the others would count as never found; {advice}"
+            )
 
     def get_desc(self) -> str:
         """Return the table's header."""

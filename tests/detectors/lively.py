@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -25,10 +27,11 @@ CLASSES = 7
 
 
 def image(height: int, width: int, count: int = 1) -> Tensor:
-    """RGB noise in [0, 1] over a slope, so that places differ: (count, 3, height, width)."""
+    """RGB blobs and noise in [0, 1], so that places differ: (count, 3, height, width)."""
     generator = torch.Generator().manual_seed(height * 1000 + width)
+    blobs = torch.rand(count, 3, height // 16, width // 16, generator=generator)
     noise = torch.rand(count, 3, height, width, generator=generator)
-    return (noise + torch.linspace(0, 1, width)) / 2
+    return 0.8 * F.interpolate(blobs, (height, width), mode="bilinear") + 0.2 * noise
 
 
 def torchvision_detector(
@@ -45,54 +48,59 @@ def torchvision_detector(
         extra_blocks=LastLevelP6P7(256, 256),
     )
     build = {"retinanet": RetinaNet, "fcos": FCOS}[kind]
-    model = build(body, classes, _skip_resize=True).eval()
-    if kind == "fcos":
-        outputs = {"classification_head.cls_logits": (-3, 1.5), "regression_head.bbox_ctrness": (0, 1.5)}
-        outputs["regression_head.bbox_reg"] = (2, 1)  # strides; the negative ones are cut off
+    model = build(body, classes).eval()
+    model.transform.resize = lambda image, target=None: (image, target)
+    if kind == "fcos":  # distances in strides; the negative ones are cut off
+        enliven(model, {"cls_logits": (-3, 1.5), "bbox_reg": (2, 1), "bbox_ctrness": (0, 1.5)})
     else:
-        outputs = {"classification_head.cls_logits": (-4, 1.5), "regression_head.bbox_reg": (0, 0.4)}
-    enliven(model, {f"head.{name}": value for name, value in outputs.items()})
+        enliven(model, {"cls_logits": (-4, 1.5), "bbox_reg": (0, 0.4)})
     return model
 
 
 def enliven(model: nn.Module, outputs: dict[str, tuple[float, float]]) -> None:
-    """Normalise the features of a net with new statistics, and its named outputs to (mean, deviation).
+    """Give every layer features that differ from place to place, and the outputs a mean and a deviation.
+
+    Normalisations get the statistics of what reaches them. Other convolutions, which would drown the places' difference
+    in their common mean, are scaled to channels of mean 0 and deviation 1.
 
     Args:
-        model: in evaluation mode; takes a list of images or a batch.
-        outputs: convolutions of the head by name.
+        model: a detector in evaluation mode.
+        outputs: (mean, deviation) by the last part of a convolution's name.
     """
-    norms = {name for name, m in model.named_modules() if isinstance(m, FrozenBatchNorm2d | nn.BatchNorm2d)}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d) and not any(name.startswith(output) for output in outputs):
-            nn.init.kaiming_normal_(module.weight)
 
     def observe(norm: Any, inputs: tuple[Tensor, ...]) -> None:
         variance, mean = torch.var_mean(inputs[0], (0, 2, 3))
         norm.running_mean.copy_(mean)
         norm.running_var.copy_(variance + 0.01)
-        norm.weight.copy_(torch.rand(len(mean)) * 0.4 + 0.6)
+        norm.weight.copy_((torch.rand(len(mean)) + 1) * gains.get(norm, 0.6))
         norm.bias.copy_(torch.randn(len(mean)) * 0.1)
 
-    def rescale(name: str) -> Any:
-        def hook(conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
-            nn.init.normal_(conv.weight)
-            nn.init.zeros_(conv.bias)
-            deviation, mean = torch.std_mean(conv._conv_forward(inputs[0], conv.weight, conv.bias), (0, 2, 3))
-            wanted_mean, wanted_deviation = outputs[name]
-            conv.weight *= (wanted_deviation / deviation)[:, None, None, None]
+    def rescale(conv: nn.Conv2d, inputs: tuple[Tensor, ...]) -> None:
+        if conv in scaled:  # on the finest level, where it runs first
+            return
+        wanted_mean, wanted_deviation = outputs.get(scaled.setdefault(conv, names[conv]), (0.0, 1.0))
+        nn.init.normal_(conv.weight)
+        response = F.conv2d(inputs[0], conv.weight, None, conv.stride, conv.padding)
+        deviation, mean = torch.std_mean(response, (0, 2, 3))
+        conv.weight *= (wanted_deviation / deviation)[:, None, None, None]
+        if conv.bias is not None:
             conv.bias.copy_(wanted_mean - mean * wanted_deviation / deviation)
-            handles[name].remove()  # of the finest level, where it runs first
 
-        return hook
-
-    modules = dict(model.named_modules())
-    handles = {name: modules[name].register_forward_pre_hook(observe) for name in norms}
-    handles |= {name: modules[name].register_forward_pre_hook(rescale(name)) for name in outputs}
-    batch = image(*SIZES[0], count=1)
+    # Untrained residual branches at full strength double rounding errors from block to block, trained ones do not.
+    blocks = [module for module in model.modules() if isinstance(module, BasicBlock | Bottleneck)]
+    gains = {block.bn3 if isinstance(block, Bottleneck) else block.bn2: 0.1 for block in blocks}
+    scaled: dict[nn.Module, str] = {}
+    names = {module: name.split(".")[-1] for name, module in model.named_modules()}
+    handles = []
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
+            handles.append(module.register_forward_pre_hook(observe))
+        elif isinstance(module, nn.Conv2d) and ".body." not in name:
+            handles.append(module.register_forward_pre_hook(rescale))
+    batch = image(*SIZES[0])
     with torch.no_grad():
         model(batch if isinstance(model, DetectorModel) else list(batch))
-    for handle in handles.values():
+    for handle in handles:
         handle.remove()
 
 
@@ -112,10 +120,9 @@ def lively_detector(kind: str, **keys: Any) -> DetectorModel:
     """Our own detector by our conventions, in evaluation mode, with varied outputs."""
     torch.manual_seed(0)
     model = DetectorModel(configuration(kind, **keys), verbose=False).eval()
-    names = {name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
-    outputs = {"cls_logits": (-3, 1.5), "bbox_reg": (4 if kind == "fcos" else 0, 0.4), "bbox_pred": (0, 0.4)}
-    outputs |= {"bbox_ctrness": (0, 1.5), "cv_iou": (0, 1.5)}
-    enliven(model, {name: outputs[name.split(".")[-1]] for name in names if name.split(".")[-1] in outputs})
+    boxes = (4, 0.4) if kind == "fcos" else (0, 0.4)
+    quality = {"bbox_ctrness": (0, 1.5), "cv_iou": (0, 1.5)}
+    enliven(model, {"cls_logits": (-3, 1.5), "bbox_reg": boxes, "bbox_pred": boxes, **quality})
     return model
 
 

@@ -128,8 +128,10 @@ def test_an_rpn_proposes_what_torchvisions_does(size: tuple[int, int]) -> None:
     for found, expected in zip(decoded, proposals, strict=True):
         boxes, scores, level = found.T.split((4, 1, 1), 1)
         rows = select_detections(
-            xywh2xyxy(boxes), scores, confidence=0, iou_threshold=0.7, max_det=1000, groups=level[:, 0].long()
+            xywh2xyxy(boxes), scores, confidence=0, iou_threshold=0.7, max_det=10_000, groups=level[:, 0].long()
         )
+        # torchvision drops boxes that clipping left without area, which suppress nothing; it hands on no scores
+        rows = rows[((rows[:, 2:4] - rows[:, :2]) >= 1e-3).all(1)][:1000]
+        rows[:, 4:] = 0
         padded = torch.cat((expected, expected.new_zeros(len(expected), 2)), 1)
-        rows[:, 4:] = 0  # torchvision hands on the order, not the score
         _assert_same_detections(rows, padded, at_least=100)
