@@ -13,7 +13,9 @@ from typing import Any
 from mlc_yolo import __version__
 
 MODES = ("train", "val", "predict", "track", "export", "benchmark", "tune")
-OWN_MODES = ("assignments", "reproduce", "demo")
+OWN_MODES = ("assignments", "reproduce", "convert", "demo")
+#: Arguments of convert, and their defaults.
+CONVERT = {"source": None, "output": None, "images": None, "split": None, "link": True, "strict": False}
 SPECIAL = ("help", "version", "checks", "settings", "cfg")
 
 USAGE = """
@@ -22,6 +24,7 @@ USAGE = """
     MODE  train, val, predict, track, export, benchmark, tune   as in Ultralytics, with the options below
           assignments   draw which anchors each task trains as positive, under two assigners side by side
           reproduce     train and judge a row of the paper's tables, or a scaled-down version of it
+          convert       make a data set to train on of Pascal VOC XML or COCO JSON annotations
           demo          train, validate and predict on the built-in demo set
 
     1. Train with mutual labelling and a predicted IoU
@@ -39,6 +42,10 @@ USAGE = """
 
     5. Reproduce a row of the paper (files in cfg/paper), here with a twentieth of its iterations
         mlc-yolo reproduce mlc_table3_retinanet_ml data=coco.yaml scale=0.05
+
+    6. Convert annotations; what is wrong with them is reported by file (link=False copies images, strict=True stops)
+        mlc-yolo convert source=VOCdevkit/VOC2007 split=trainval,test output=datasets/voc07
+        mlc-yolo convert source=train.json,val.json images=train/,val/ output=datasets/mine
 
     Every argument of Ultralytics works (https://docs.ultralytics.com/usage/cfg). Options of mlc-yolo:
 """
@@ -115,7 +122,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
     from mlc_yolo.engine import options
 
-    known = {**DEFAULT_CFG_DICT, **options.defaults()}
+    known = {**CONVERT, **DEFAULT_CFG_DICT, **options.defaults()}
     known |= dict.fromkeys(("half", "int8", "end2end", "iterations", "space", "use_ray", "count", "save_dir"))
     known |= dict.fromkeys(("row", "results"))  # of reproduce
     words = (*MODES, *OWN_MODES, *SPECIAL, *TASKS)
@@ -151,6 +158,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if mode not in (*MODES, *OWN_MODES):
         listed = ", ".join((*MODES, *OWN_MODES))
         raise UsageError(f"expected a mode first, one of {listed}" + (f"; got '{mode}'" if mode else ""))
+    if mode == "convert":
+        return mode, _convert_arguments(overrides)
     ours, overrides = options.split(overrides)
     try:
         if mode == "assignments" and "assigner" in ours:
@@ -177,6 +186,13 @@ class _Command:
             from mlc_yolo.demo import run_demo
 
             run_demo(**overrides)
+            return
+        if mode == "convert":
+            from mlc_yolo.data.convert import convert
+
+            report = convert(**overrides)
+            LOGGER.info(f"{report.text(most=20)}\nAll of it is in {report.output / 'report.txt'}. Train with:")
+            LOGGER.info(f"mlc-yolo train model=yolo11n.yaml data={report.output / 'data.yaml'} assigner=mlc")
             return
         from mlc_yolo.engine.model import MLCYOLO
 
@@ -238,6 +254,20 @@ def _export_format(name: Any) -> str:
     return str(name)
 
 
+def _convert_arguments(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of convert; names and folders stay texts whatever they look like.
+
+    Raises:
+        UsageError: one is missing, or is not of convert.
+    """
+    if unknown := [name for name in overrides if name not in CONVERT]:
+        raise UsageError(f"convert takes {', '.join(CONVERT)}, not {', '.join(unknown)}.")
+    if missing := [name for name in ("source", "output") if overrides.get(name) is None]:
+        raise UsageError(f"convert needs {' and '.join(f'{name}=...' for name in missing)}.")
+    given = {name: value for name, value in overrides.items() if value is not None}
+    return {name: value if isinstance(CONVERT[name], bool) else str(value) for name, value in given.items()}
+
+
 def _special(word: str, rest: list[str]) -> int:
     from ultralytics.cfg import DEFAULT_CFG_PATH, handle_yolo_settings
     from ultralytics.utils import YAML, checks
@@ -254,8 +284,13 @@ def _special(word: str, rest: list[str]) -> int:
 
 
 def _pair(word: str, parser: Callable[[str], tuple[str, Any]]) -> tuple[str, Any]:
+    from mlc_yolo.engine import options
+
     try:
-        return parser(word)
+        name, value = parser(word)
+        if value is None and "none" in options.specifications().get(name, {}).get("choices", ()):
+            value = "none"  # a choice of that name, not an empty option
+        return name, value
     except (AssertionError, SyntaxError, ValueError, NameError) as error:
         raise UsageError(f"cannot read '{word}': {error}. Write key=value") from error
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from mlc_yolo import __version__, cli
@@ -74,6 +77,13 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "scale=2"], "scale=2 must be above 0"),
         (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "epochs=9"], "Take epochs=10 or more"),
         (["reproduce", "mlc_table3_retinanet_ml", "epoch"], "Did you mean 'epochs'"),
+        (["convert"], "convert needs source=... and output=..."),
+        (["convert", "source=here"], "convert needs output=..."),
+        (["convert", "source=here", "outptu=there"], "Did you mean 'output'"),
+        (["convert", "source=here", "output=there", "epochs=3"], "not epochs"),
+        (["convert", "source=nowhere", "output=there"], "nowhere does not exist"),
+        (["convert", "source=nowhere", "output=there", "link=maybe"], "True or False"),
+        (["train", "model=yolo11n.yaml", "data=demo.yaml", "output=there"], "output"),
     ],
 )
 def test_a_wrong_command_line_says_what_to_do(
@@ -112,6 +122,31 @@ def test_the_row_to_reproduce_is_a_word_of_its_own() -> None:
             "results": "mine.csv",
         },
     )
+
+
+def test_names_and_folders_to_convert_are_texts() -> None:
+    words = ["convert", "source=VOC2007", "output=2007", "split=2007,val", "images=None", "link=False", "strict"]
+    assert cli.parse(words) == (
+        "convert",
+        {"source": "VOC2007", "output": "2007", "split": "2007,val", "link": False, "strict": True},
+    )
+
+
+def test_annotations_are_converted_and_problems_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "in").mkdir()
+    assert cv2.imwrite(str(tmp_path / "in" / "a.png"), np.zeros((80, 100, 3), np.uint8))
+    boxes = [{"id": i, "image_id": 1, "category_id": 1, "bbox": [1, 2, 300 * i + 9, 9]} for i in range(2)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": boxes,
+    }
+    (tmp_path / "in" / "a.json").write_text(json.dumps(content))
+    words = ["convert", f"source={tmp_path / 'in' / 'a.json'}", f"output={tmp_path / 'out'}"]
+    assert cli.main(words) == 0
+    assert "train: 1 images" in caplog.text and "a.json: box reaches outside the image" in caplog.text
+    assert len((tmp_path / "out" / "labels" / "train" / "a.txt").read_text().splitlines()) == 2
+    assert cli.main(words) == 2  # nothing is written over
 
 
 def test_a_short_name_is_made_canonical() -> None:

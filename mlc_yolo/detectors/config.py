@@ -100,9 +100,11 @@ def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str
     eps = config["norm_eps"]
     if eps is not None and (isinstance(eps, bool) or not isinstance(eps, int | float) or not 0 <= eps < 1):
         raise ValueError(f"{source}: norm_eps={eps!r} must be a number from 0 to below 1")
-    if config["width"] % 32:
+    least = 64 if config["detector"] == "fcos" else 32  # group norm needs two values, however small the map
+    if config["width"] % 32 or config["width"] < least:
         raise ValueError(
-            f"{source}: width={config['width']} must be a multiple of 32, the groups of FCOS' normalisation"
+            f"{source}: width={config['width']} must be a multiple of 32, the groups of FCOS' normalisation, "
+            f"and {least} or more"
         )
     if config["detector"] == "rpn" and config["nc"] != 1:
         raise ValueError(

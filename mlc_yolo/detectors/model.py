@@ -131,6 +131,13 @@ class DetectorModel(DetectionModel):
         """Return whether `fuse` has been called."""
         return not any(isinstance(m, FrozenNorm | nn.BatchNorm2d) for m in self.model[0].modules())
 
+    def _predict_once(self, x: Any, profile: bool = False, embed: Any = None) -> Any:
+        """Run the layers; an embedding is the pyramid's levels, averaged over their cells, one after the other."""
+        if not embed:
+            return super()._predict_once(x, profile)
+        levels = self.model[1](self.model[0](x))
+        return torch.unbind(torch.cat([level.mean((2, 3)) for level in levels], 1), dim=0)
+
     def init_criterion(self) -> Any:
         """Refuse: the trainer attaches the criterion, which needs the training options."""
         raise RuntimeError("a detector's loss comes with its trainer: MLCYOLO(...).train(...)")

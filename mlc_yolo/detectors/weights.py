@@ -46,6 +46,7 @@ def start_from(config: Mapping[str, Any], source: str | Path, *, nc: int | None 
 
     Raises:
         FileNotFoundError: no such file.
+        OSError: an enum's weights that cannot be downloaded.
         ValueError: the weights do not fit this detector.
     """
     state = _read(source)
@@ -87,9 +88,15 @@ def _read(source: str | Path) -> dict[str, Tensor]:
     if _ENUM.match(str(source)):
         try:
             weights = get_weight(str(source))
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, KeyError) as error:
             raise ValueError(f"pretrained={source} is not a weight enum of torchvision: {error}") from error
-        state = dict(weights.get_state_dict(progress=True, check_hash=True))
+        try:
+            state = dict(weights.get_state_dict(progress=True, check_hash=True))
+        except OSError as error:
+            raise OSError(
+                f"pretrained={source} could not be downloaded ({error}); "
+                f"fetch {weights.url} elsewhere and give the file"
+            ) from error
         if weights is RetinaNet_ResNet50_FPN_Weights.COCO_V1:
             state["norm_eps"] = torch.tensor(0.0)  # trained before torchvision's normalisation had an epsilon
         return state

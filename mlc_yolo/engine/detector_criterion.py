@@ -31,7 +31,7 @@ from mlc_yolo.losses.focal import assigned_focal
 from mlc_yolo.losses.iou_rescoring import iou_rescoring_loss
 from mlc_yolo.priors import Priors
 
-#: Where Smooth-L1 turns from square to line: mmdetection's value for RetinaNet, torchvision's (1/9) for RPN.
+#: Where Smooth-L1 turns from square to line: mmdetection's value; torchvision's RPN has 1/9.
 SMOOTH_L1_BETA = 0.11
 
 

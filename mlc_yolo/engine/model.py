@@ -26,7 +26,7 @@ from mlc_yolo.engine.stock_export import NEEDS_STOCK, export_stock, to_stock
 from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.engine.tuner import MLCTuner
 from mlc_yolo.engine.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, predicts_iou, set_rescore
+from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, rank_by_iou, set_rescore
 
 
 class MLCYOLO(YOLO):
@@ -225,7 +225,9 @@ class MLCYOLO(YOLO):
         kwargs["data"] = resolve_data(kwargs.get("data"))
         if "optimizer" not in (kwargs.get("space") or {}):
             kwargs.setdefault("optimizer", "AdamW")
-        tuner = MLCTuner(args={**self.overrides, **kwargs, "mode": "train"}, _callbacks=self.callbacks)
+        tuner = MLCTuner(
+            args={**self.overrides, **kwargs, "mode": "train"}, _callbacks=self.callbacks, model=self.model
+        )
         return tuner(iterations=iterations)
 
     def load(self, weights: Any = "yolo11n.pt") -> MLCYOLO:
@@ -250,7 +252,9 @@ class MLCYOLO(YOLO):
             return self
         source = load_checkpoint(weights)[0] if isinstance(weights, str | Path) else weights
         if isinstance(source, torch.nn.Module) and isinstance(self.model, DetectionModel):
-            if has_iou_channel(source):
+            if isinstance(source, DetectorModel) and not isinstance(self.model, DetectorModel):
+                raise ValueError(f"expected weights of a YOLO, got those of a {source.kind}: take its model YAML")
+            if has_iou_channel(source) and not isinstance(self.model, DetectorModel):
                 add_iou_channel(self._head())
             if read_marker(source):
                 write_marker(self.model, **read_marker(source))
@@ -277,19 +281,17 @@ class MLCYOLO(YOLO):
         if not isinstance(self.model, torch.nn.Module):
             if "rescore" in ours:
                 raise ValueError("rescore is fixed in an exported model: export again with rescore=False")
+            if ours.get("nms_by") == "iou":
+                raise ValueError("nms=iou ranks by the predicted IoU, which exported models hand on no more")
         elif self.task == "detect":
             head = self._head()
             rescore = ours.get("rescore", read_marker(self.model).get("rescore", True))
             if rescore != getattr(head, "rescore", rescore):
                 set_rescore(self.model, rescore)
                 self.predictor = None  # it wraps a copy of the model
-            by_iou = ours.get("nms_by") == "iou"
-            if by_iou and (getattr(head, "end2end", False) or not predicts_iou(head)):
-                raise ValueError(
-                    "nms=iou ranks by the predicted IoU; this model has no such layer, or runs without NMS"
-                )
-            if by_iou != getattr(head, "rank_by_iou", by_iou):
-                head.rank_by_iou = by_iou
+            by_iou = ours.get("nms_by", read_marker(self.model).get("nms_by")) == "iou"
+            if by_iou != getattr(head, "rank_by_iou", False):
+                rank_by_iou(head, by_iou)
                 self.predictor = None
         return ours
 
@@ -304,6 +306,8 @@ class MLCYOLO(YOLO):
         quality = options.wanted_quality(ours)
         if isinstance(self.model, DetectorModel):
             options.settle({**options.defaults(), **ours}, self.model.kind)
+            if stock.get("cls_pw"):
+                raise ValueError(f"cls_pw={stock['cls_pw']} weighs YOLO's classes, not those of a {self.model.kind}")
             config = complete(
                 {**self.model.yaml, **({"quality": quality} if quality else {})}, self.model_name or "model"
             )

@@ -22,7 +22,7 @@ from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, wr
 from mlc_yolo.engine.criterion import build_criterion
 from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.engine.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import add_iou_channel, set_rescore
+from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
 
 #: What a detector takes over from the weights it starts from.
 _INHERITED = ("quality", "follows", "norm", "norm_eps", "trainable_stages")
@@ -115,6 +115,8 @@ class MLCTrainer(DetectionTrainer):
         config = cfg if isinstance(cfg, dict) and "detector" in cfg else find_config(cfg)
         if config is not None:
             return self._get_detector(config, weights, verbose)
+        if isinstance(weights, DetectorModel):
+            raise ValueError(f"expected weights of a YOLO, got those of a {weights.kind}: take its model YAML")
         ours, _ = options.split(self.args)
         quality = options.wanted_quality(ours)
         if quality == "centerness" or self.args.align_gain:
@@ -125,8 +127,8 @@ class MLCTrainer(DetectionTrainer):
         wanted = wants_iou_channel(None if quality is None else quality == "iou", weights)
         if wanted:
             add_iou_channel(model.model[-1])
-            set_rescore(model, self.args.rescore)
-        write_marker(model, iou_head=wanted, rescore=self.args.rescore)
+        self._set_ranking(model)
+        write_marker(model, iou_head=wanted, rescore=self.args.rescore, nms_by=self.args.nms_by)
         if weights is not None:
             load_stock_weights(model, weights, verbose=verbose)
         return model
@@ -143,8 +145,6 @@ class MLCTrainer(DetectionTrainer):
                 f"an RPN proposes objects of one class, but {self.args.data} has {self.data['nc']}: "
                 "train with single_cls=True, which takes them for one"
             )
-        if self.args.cls_pw:
-            raise ValueError(f"cls_pw={self.args.cls_pw} weighs YOLO's classes, not those of a {config['detector']}")
         nc = self.data["nc"]
         if weights is None and is_torchvision(self.args.pretrained) and not self.resume:
             model = start_from(config, self.args.pretrained, nc=nc)
@@ -153,9 +153,15 @@ class MLCTrainer(DetectionTrainer):
         self.set_model_names_for_load(model)
         if weights is not None:
             model.load(weights, verbose=verbose)
-        set_rescore(model, self.args.rescore)
-        write_marker(model, rescore=self.args.rescore)
+        self._set_ranking(model)
+        write_marker(model, rescore=self.args.rescore, nms_by=self.args.nms_by)
         return model
+
+    def _set_ranking(self, model: DetectionModel) -> None:
+        """Make the head rank its boxes as asked, and refuse what it has no layer for."""
+        if self.args.nms_by == "iou":
+            rank_by_iou(model.model[-1], True)
+        set_rescore(model, self.args.rescore)
 
     def setup_model(self) -> Any:
         """Set the model up as upstream does; torchvision weights and frozen stages are the detectors' own."""
@@ -244,6 +250,8 @@ class MLCTrainer(DetectionTrainer):
     def _model_train(self) -> None:
         """Enter training mode, upstream's first act of every epoch, and tell the criterion which epoch it is."""
         super()._model_train()
+        for name in getattr(unwrap_model(self.model), "frozen", ()):  # upstream's own test misses a norm of that name
+            unwrap_model(self.model).model.get_submodule(name).eval()
         criterion: Any = _trained(unwrap_model(self.model)).criterion
         warmup = criterion.schedule.warmup
         if self.args.time and self.epoch < warmup:  # upstream re-estimates the run's length while it trains

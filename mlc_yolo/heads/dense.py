@@ -140,7 +140,7 @@ class DenseDetect(Detect):
         parts, start = [], 0
         for level, size in enumerate(sizes):
             here = slice(start, start + size)
-            start += size
+            start = start + size  # not in place: while exporting these are tensors, and `here` holds one
             level_quality = None if quality is None else quality[:, here]
             index, confidence = self._select(raw["scores"][:, here], level_quality)
             anchor = index + here.start

@@ -25,7 +25,7 @@ from ultralytics.nn.modules.head import Detect
 
 from mlc_yolo.heads.dense import DenseDetect
 
-__all__ = ["IoUAwareDetect", "add_iou_channel", "check_head", "has_iou_channel", "predicts_iou", "set_rescore"]
+__all__ = ["IoUAwareDetect", "add_iou_channel", "check_head", "has_iou_channel", "rank_by_iou", "set_rescore"]
 
 IOU_BIAS = 0.0  # sigmoid(0) = 0.5
 
@@ -162,9 +162,16 @@ def has_iou_channel(model: nn.Module) -> bool:
     return any(isinstance(module, IoUAwareDetect) for module in model.modules())
 
 
-def predicts_iou(head: nn.Module) -> bool:
-    """Whether a head predicts the IoU of its boxes."""
-    return isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
+def rank_by_iou(head: nn.Module, by_iou: bool) -> None:
+    """Choose whether a head hands its predicted IoU to NMS, which then ranks by it.
+
+    Raises:
+        ValueError: the head predicts no IoU, or needs no NMS.
+    """
+    predicts_iou = isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
+    if by_iou and (not predicts_iou or getattr(head, "end2end", False)):
+        raise ValueError("nms=iou ranks by the predicted IoU: this model has no such layer, or needs no NMS")
+    head.rank_by_iou = by_iou  # type: ignore[assignment]
 
 
 def set_rescore(model: nn.Module, rescore: bool) -> None:

@@ -13,9 +13,9 @@ Per class and IoU threshold:
 
 Step 2 is why neither is COCO's AP: there, a detection whose best object is taken may take the next best one.
 
-Source: Everingham et al., "The PASCAL Visual Object Classes Challenge", IJCV 2010, section 4.2, and the development kits
-of VOC2007 and VOC2010. Mutual Guidance (Zhang et al., ACCV 2020) reports the 11-point AP averaged over IoU 0.50:0.05:0.95.
-Where they leave a choice:
+Source: Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge", IJCV 2010, section 4.2, and the
+development kits of VOC2007 and VOC2010, sections 3.4 (AP) and 4.4 (detections). Mutual Guidance (Zhang et al., ACCV
+2020) reports the 11-point AP averaged over IoU 0.50:0.05:0.95. Where they leave a choice:
 
 - An overlap equal to the threshold is enough, as in the kit's program; its text says "exceed".
 - Boxes are continuous, as everywhere in this package: a width is x2 - x1. VOC's files number pixels from 1 and include
@@ -81,7 +81,8 @@ def voc_evaluate(
     score = np.concatenate([np.empty(0), *(rows[:, 4] for rows in detections)])
     best_first = np.argsort(-score, kind="stable")
     label = np.concatenate([np.empty(0), *(rows[:, 5] for rows in detections)])[best_first]
-    best, overlap = (values[best_first] for values in _best_objects(detections, objects))
+    best, overlap = _best_objects(detections, objects)
+    best, overlap = best[best_first], overlap[best_first]
     members = {k: np.flatnonzero(label == k) for k in sizes}
 
     precisions = []  # (thresholds + 2, 2)
@@ -113,7 +114,7 @@ def _check(
                     f"Expected labels 0..{num_classes - 1} in the last column, got {rows[:, -1].min():g} to "
                     f"{rows[:, -1].max():g} in image {i} of {name}."
                 )
-    if not thresholds or not all(0 < threshold <= 1 for threshold in thresholds):
+    if not len(thresholds) or not all(0 < threshold <= 1 for threshold in thresholds):
         raise ValueError(f"Expected at least one IoU threshold, each in (0, 1], got {thresholds}.")
 
 

@@ -107,7 +107,9 @@ def enliven(model: nn.Module, outputs: dict[str, tuple[float, float]]) -> None:
 def configuration(kind: str, backbone: str = "resnet18", **keys: Any) -> dict[str, Any]:
     """A complete configuration of ours, by default with the layers of torchvision's."""
     quality = {"fcos": "centerness"}.get(kind, "none")
-    return complete({"detector": kind, "backbone": backbone, "quality": quality, "nc": 1 if kind == "rpn" else 80} | keys)
+    return complete(
+        {"detector": kind, "backbone": backbone, "quality": quality, "nc": 1 if kind == "rpn" else 80} | keys
+    )
 
 
 def loaded(kind: str, state: Any, folder: Path, backbone: str = "resnet18", **keys: Any) -> DetectorModel:

@@ -66,9 +66,7 @@ def _matches(model: DetectorModel, raw: dict[str, Any], batch: dict[str, Tensor]
     return torch.where(task.role == Role.IGNORED, -2, task.gt_index)
 
 
-def _their_losses(
-    theirs: Any, images: Tensor, targets: list[dict[str, Tensor]], matches: Tensor
-) -> dict[str, Tensor]:
+def _their_losses(theirs: Any, images: Tensor, targets: list[dict[str, Tensor]], matches: Tensor) -> dict[str, Tensor]:
     """torchvision's losses on these matches, over the positives of the batch.
 
     Its RetinaNet divides each image's loss by that image's positives, as no paper does: image by image, undone.

@@ -54,7 +54,13 @@ def _batch(rows: list[list[float]]) -> dict[str, Tensor]:
 def _model(kind: str, quality: str, follows: str = "paper") -> DetectorModel:
     torch.manual_seed(0)
     classes = 1 if kind == "rpn" else 3
-    config = {"detector": kind, "backbone": "resnet18", "width": 32, "nc": classes, "quality": quality}
+    config = {
+        "detector": kind,
+        "backbone": "resnet18",
+        "width": 64 if kind == "fcos" else 32,
+        "nc": classes,
+        "quality": quality,
+    }
     return DetectorModel(complete({**config, "follows": follows}), verbose=False)
 
 

@@ -19,8 +19,12 @@ from mlc_yolo import MLCYOLO
 from mlc_yolo.assigners import MutualLabeling, StaticAssigner
 from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.engine.trainer import MLCTrainer
+from mlc_yolo.engine.validator import MLCMetrics
 from mlc_yolo.metrics.proposals import NAMES
 
+pytestmark = pytest.mark.slow
+
+#: 61 x 97 px: neither side fits a stride.
 ODD = np.random.default_rng(0).integers(0, 256, (61, 97, 3), dtype=np.uint8)
 
 
@@ -199,12 +203,20 @@ def test_a_pretrained_run_resumes(imagenet: Path, tiny_data: Path, run_dir: Path
     resumed = MLCYOLO(run_dir / "cut" / "weights" / "last.pt")
     resumed.train(resume=True)
     assert len(rows(run_dir / "cut")) == 2
-    assert {name.split(".")[0] for name in _changed(resumed, torch.load(imagenet))} == {"layer2", "layer3", "layer4"}
+    state, now = torch.load(imagenet), resumed.trainer.model.model[0].body.state_dict()
+    drift = {name: (now[name] - state[name]).abs().max().item() for name in now if "num_batches" not in name}
+    # Upstream resumes from the average, kept in half precision.
+    assert max(value for name, value in drift.items() if name.split(".")[0] in {"conv1", "bn1", "layer1"}) < 1e-3
+    trains = {name: p.requires_grad for name, p in resumed.trainer.model.model[0].body.named_parameters()}
+    assert not trains["conv1.weight"] and not trains["layer1.0.conv1.weight"] and trains["layer2.0.conv1.weight"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_that_vary_and_mixed_precision_train(kind: str, tiny_data: Path, run_dir: Path, monkeypatch: Any) -> None:
-    """Mixed precision is for GPUs: here the forward pass is put under autocast by hand."""
+    """Mixed precision is for GPUs: here the forward pass is put under autocast by hand.
+
+    Sizes stay above 64 px: some CPUs' bfloat16 convolutions give nan gradients from a single cell, P6's there.
+    """
     seen, dtypes = set(), set()
     model = MLCYOLO(detector_yaml(run_dir, kind))
     original = DetectorLoss.__call__
@@ -216,13 +228,29 @@ def test_sizes_that_vary_and_mixed_precision_train(kind: str, tiny_data: Path, r
         return original(self, preds, batch)
 
     monkeypatch.setattr(DetectorLoss, "__call__", spy)
-    with torch.autocast("cpu", torch.bfloat16):
-        train(model, tiny_data, run_dir / "run", epochs=3, batch=4, multi_scale=0.5, imgsz=96, assigner="mlc")
+    monkeypatch.setattr("ultralytics.engine.trainer.autocast", lambda *_, **__: torch.autocast("cpu", torch.bfloat16))
+    train(model, tiny_data, run_dir / "run", epochs=3, batch=4, multi_scale=0.25, imgsz=128, assigner="mlc")
     assert len(seen) > 2 and torch.bfloat16 in dtypes
     assert all(np.isfinite(row[name]) for row in rows(run_dir / "run") for name in row if "loss" in name)
 
 
-def test_an_rpn_is_judged_by_recall_in_every_validation(tiny_data: Path, run_dir: Path) -> None:
+@pytest.fixture
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What each validation gathered, before upstream clears it."""
+    seen: list[dict[str, Any]] = []
+    original = MLCMetrics.process
+
+    def spy(self: MLCMetrics, *args: Any, **kwargs: Any) -> Any:
+        seen.append({name: list(values) for name, values in self.stats.items()})
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(MLCMetrics, "process", spy)
+    return seen
+
+
+def test_an_rpn_is_judged_by_recall_in_every_validation(
+    tiny_data: Path, run_dir: Path, gathered: list[dict[str, Any]]
+) -> None:
     run = run_dir / "run"
     train(detector_yaml(run_dir, "rpn"), tiny_data, run)
     columns = [f"metrics/{name}" for name in NAMES]
@@ -232,26 +260,31 @@ def test_an_rpn_is_judged_by_recall_in_every_validation(tiny_data: Path, run_dir
     assert [metrics.results_dict[name] for name in columns] == pytest.approx(
         [rows(run)[0][n] for n in columns], abs=0.11
     )
-    images = metrics.stats["coco_detections"] if metrics.stats["coco_detections"] else None
-    assert images is None or max(map(len, images)) > 300
+    assert max(len(found) for found in gathered[-1]["coco_detections"]) > 300  # more than upstream keeps
 
 
-@pytest.mark.parametrize("nms", ["standard", "iou"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_validation_ranks_as_asked(kind: str, nms: str, tiny_data: Path, run_dir: Path) -> None:
-    model = lively_detector(kind, quality="iou", width=64, **({} if kind == "rpn" else {"nc": 3}))
+@pytest.mark.parametrize("kind", [*KINDS, "yolo11n"])
+def test_validation_ranks_by_what_was_asked_for(
+    kind: str, tiny_data: Path, run_dir: Path, gathered: list[dict[str, Any]], iou_aware: Any
+) -> None:
+    if kind == "yolo11n":
+        model = iou_aware(kind, torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    else:
+        model = lively_detector(kind, quality="iou", width=64, **({} if kind == "rpn" else {"nc": 3}))
     model.names = {0: "item"} if kind == "rpn" else {0: "square", 1: "disc", 2: "cross"}
-    path = run_dir / "model.pt"
     model.args = {"task": "detect", "imgsz": 64}
+    path = run_dir / "model.pt"
     torch.save({"model": model, "train_args": {}}, path)
-    place = {"project": str(run_dir), "plots": False, "verbose": False, "data": str(tiny_data), "coco_eval": True}
-    single = {"single_cls": True} if kind == "rpn" else {}
-    found, plain = (
-        MLCYOLO(path).val(nms=rank, rescore=rescore, name="val", **place, **single).stats
-        for rank, rescore in ((nms, True), ("standard", False))
-    )
-    assert not np.array_equal(np.concatenate(found["score_iou"]), np.concatenate(plain["score_iou"])) or nms == "iou"
-    assert sum(map(len, found["coco_detections"])) > 0
+    place = {"project": str(run_dir), "name": "val", "plots": False, "verbose": False, "data": str(tiny_data)}
+    place |= {"coco_eval": True, "conf": 0.01} | ({"single_cls": True} if kind == "rpn" else {})
+    net = MLCYOLO(path)
+    for options in ({}, {"rescore": False}, {"nms": "iou"}, {}):
+        net.val(**place, **options)
+    product, plain, by_iou, again = ([rows for rows in each["coco_detections"]] for each in gathered)
+    for a, b, c, d in zip(product, plain, by_iou, again, strict=True):
+        assert len(a) and np.array_equal(a, d)  # each choice is for one call
+        assert a[:, 4].max() < b[:, 4].max() == c[:, 4].max()  # by IoU, scores are the classes' alone
+        assert len(b) != len(c) or not np.array_equal(b[:, :4], c[:, :4])  # and other boxes are kept
 
 
 def test_the_command_line_trains_without_the_quality_layer_and_resumes(tiny_data: Path, run_dir: Path) -> None:

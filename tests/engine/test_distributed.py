@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,45 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
 from mlc_yolo.assigners import Schedule, build_assigner
+from mlc_yolo.detectors.config import complete
+from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
 from mlc_yolo.engine.criterion import build_criterion
+from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.heads.iou_aware import add_iou_channel
 
 OBJECTS = torch.tensor([[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], [1, 1, 0.5, 0.5, 0.9, 0.9]])
 
 
+#: The assigner of a test is that of a YOLO, or a detector's: "kind assigner quality".
+DETECTORS = ["retinanet mlc iou", "retinanet max_iou none", "fcos mlc iou", "fcos fcos centerness", "rpn mlc iou"]
+
+
 def _losses(images: torch.Tensor, rows: torch.Tensor, assigner: str) -> torch.Tensor:
     torch.manual_seed(0)
+    if assigner in DETECTORS:
+        return _detector_losses(images, rows, *assigner.split())
     model: Any = DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval()
     model.args = DEFAULT_CFG
     add_iou_channel(model.model[-1])
     main = build_assigner(assigner, options.settle(options.defaults()))
     criterion = build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=1.0)
+    batch = {"img": images, "batch_idx": rows[:, 0], "cls": rows[:, 1:2], "bboxes": rows[:, 2:]}
+    with torch.no_grad():
+        preds = model(images)[1]
+    return criterion(preds, batch)[0]
+
+
+def _detector_losses(images: torch.Tensor, rows: torch.Tensor, kind: str, assigner: str, quality: str) -> torch.Tensor:
+    config = {"detector": kind, "backbone": "resnet18", "width": 64, "nc": 1 if kind == "rpn" else 3}
+    model = DetectorModel(complete({**config, "quality": quality}), verbose=False).eval()
+    head: Any = model.head
+    if kind == "rpn":  # ranks draw differently: let the sample be everything
+        head.recipe = replace(head.recipe, sample=10**6)
+        rows = rows.clone()
+        rows[:, 1] = 0
+    main = build_assigner(assigner, options.settle(options.defaults(), kind), own=head.own_assigner)
+    criterion = DetectorLoss(model, schedule=Schedule(main, main, 0), align_gain=0.5)
     batch = {"img": images, "batch_idx": rows[:, 0], "cls": rows[:, 1:2], "bboxes": rows[:, 2:]}
     with torch.no_grad():
         preds = model(images)[1]
@@ -44,7 +70,7 @@ def _rank(rank: int, store: str, assigner: str, images: torch.Tensor, rows: torc
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("assigner", ["fcos", "mutual_guidance", "mlc"])
+@pytest.mark.parametrize("assigner", ["fcos", "mutual_guidance", "mlc", *DETECTORS])
 @pytest.mark.parametrize(
     "rows",
     [OBJECTS, OBJECTS[:2], torch.tensor([[0, 0, 0.3, 0.4, 0.04, 0.05]]), OBJECTS[:0]],

@@ -1,4 +1,4 @@
-"""VOC's average precision against numbers worked by hand and against the development kit's rules, one step at a time."""
+"""VOC's average precision against numbers worked by hand and against the development kit's rules, step by step."""
 
 from __future__ import annotations
 
@@ -198,6 +198,13 @@ def test_a_difficult_object_far_from_the_detection_does_not_excuse_it() -> None:
     detections = [as_detections(np.vstack((MISS, objects[1])), 0.9, 0.8)]
     found = voc_evaluate(detections, [objects], 1, difficult=[np.array([True, False])])
     assert found["AP50_area"] == 0.5
+
+
+def test_of_objects_overlapped_equally_the_first_is_chosen() -> None:
+    objects = row_of_squares(1).repeat(2, 0)
+    detections = [as_detections(objects[:1], 0.9)]
+    for flags, value in (([True, False], 0.0), ([False, True], 1.0)):
+        assert voc_evaluate(detections, [objects], 1, difficult=[np.array(flags)])["AP50_area"] == value
 
 
 def test_the_mean_is_over_the_classes_with_an_object_that_is_not_difficult() -> None:
