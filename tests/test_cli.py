@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import ultralytics  # noqa: F401  its log keeps the stdout of its first import, which must not be that of one test
 
 from mlc_yolo import __version__, cli
 

@@ -11,13 +11,14 @@ import torch
 import ultralytics
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.data.utils import IMG_FORMATS, exif_size
 from ultralytics.engine.model import Model
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss
 from ultralytics.utils.metrics import DetMetrics
 
@@ -172,6 +173,11 @@ def test_a_pytorch_model_is_found_inside_the_backend() -> None:
 
 def test_what_the_exporter_sets_on_a_head_is_there_from_the_start() -> None:
     assert all(hasattr(Detect, name) for name in ("export", "format", "dynamic", "xyxy", "max_det"))
+
+
+def test_pillows_own_open_is_kept_where_upstream_replaces_it() -> None:
+    assert patches._image_open.__module__ == "PIL.Image"
+    assert "jpg" in IMG_FORMATS and callable(exif_size)
 
 
 def test_results_are_made_of_rows() -> None:
