@@ -30,7 +30,7 @@
 | exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
 | `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
 | `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
-| `utils.patches._image_open` is Pillow's own `Image.open`, which upstream replaces by one that installs packages | convert |
+| `patches._image_open` is Pillow's own `Image.open`; upstream's replacement installs packages | convert |
 | `exif_size` gives an image's size as shown; `IMG_FORMATS` are the suffixes it reads | convert |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
 """
