@@ -1,7 +1,7 @@
 """Model YAMLs of the ported detectors: found by name, read, checked and completed.
 
-    detector: retinanet        # retinanet | fcos | rpn
-    backbone: resnet50         # any torchvision ResNet
+    detector: retinanet        # retinanet | fcos | rpn | fssd | retinanet_fssd | rfbnet | pafpn
+    backbone: resnet50         # any torchvision ResNet; vgg16_bn for the last four
     nc: 80
 
 The other keys and their defaults are in `DEFAULTS`. A YAML with a `detector` key is ours; any other is Ultralytics'.
@@ -16,7 +16,9 @@ from typing import Any, TextIO
 
 import yaml
 
+from mlc_yolo.detectors.multibox import PYRAMIDS
 from mlc_yolo.detectors.parts import BACKBONES
+from mlc_yolo.detectors.vgg import VGG
 from mlc_yolo.resources import resource_dir
 
 #: Qualities a detector's extra layer can predict.
@@ -24,15 +26,17 @@ QUALITIES = {
     "retinanet": ("iou", "none"),
     "fcos": ("iou", "centerness", "none"),
     "rpn": ("iou", "none"),
+    **dict.fromkeys(PYRAMIDS, ("iou", "none")),
 }
 
 #: Optional keys. `norm` and `trainable_stages` left empty mean "frozen" and 3 on pretrained weights, "batch" and 5 from
-#: scratch, as in torchvision.
+#: scratch, as in torchvision. `levels` is for the detectors that choose: 4, with strides 8 to 64, or more.
 DEFAULTS: dict[str, Any] = {
     "nc": 80,
     "width": 256,
     "quality": "iou",
     "follows": "paper",
+    "levels": None,
     "norm": None,
     "norm_eps": None,
     "trainable_stages": None,
@@ -87,13 +91,19 @@ def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str
             raise ValueError(f"{source}: '{key}' is not a key of a detector.{_nearest(str(key), known - _FOREIGN)}")
     config = {**DEFAULTS, **content}
     _among(source, "detector", config.get("detector"), QUALITIES)
-    _among(source, "backbone", config.get("backbone"), BACKBONES)
+    chooses_levels = config["detector"] in PYRAMIDS
+    if chooses_levels and config["levels"] is None:
+        config["levels"] = 4
+    if not chooses_levels and config["levels"] is not None:
+        raise ValueError(f"{source}: levels is for {', '.join(PYRAMIDS)}; a {config['detector']} has five")
+    _among(source, "backbone", config.get("backbone"), (*BACKBONES, VGG) if chooses_levels else BACKBONES)
     _among(source, "quality", config["quality"], QUALITIES[config["detector"]])
     for key, choices in _CHOICES.items():
         _among(source, key, config[key], choices)
-    for key, low, high in (("nc", 1, 100_000), ("width", 32, 4096), ("trainable_stages", 0, 5)):
+    numbers = {"nc": (1, 100_000), "width": (32, 4096), "levels": (3, 7), "trainable_stages": (0, 5)}
+    for key, (low, high) in numbers.items():
         value = config[key]
-        if value is None and key == "trainable_stages":
+        if value is None and DEFAULTS[key] is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise ValueError(f"{source}: {key}={value!r} must be a whole number from {low} to {high}")

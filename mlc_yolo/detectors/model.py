@@ -17,10 +17,13 @@ from ultralytics.utils.torch_utils import intersect_dicts
 
 from mlc_yolo.detectors.config import complete, settle
 from mlc_yolo.detectors.frozen_norm import FrozenNorm
-from mlc_yolo.detectors.parts import Backbone, Pyramid, frozen_prefixes
+from mlc_yolo.detectors.multibox import PYRAMIDS
+from mlc_yolo.detectors.parts import RESNET_STAGES, Backbone, Pyramid, frozen_prefixes
+from mlc_yolo.detectors.vgg import VGG, VGG_STAGES, VGGBackbone
 from mlc_yolo.heads.anchor_based import RetinaNetDetect, RPNDetect
 from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.fcos import FCOSDetect
+from mlc_yolo.heads.multibox import MultiBoxDetect
 
 _HEADS: dict[str, Callable[..., DenseDetect]] = {"retinanet": RetinaNetDetect, "fcos": FCOSDetect, "rpn": RPNDetect}
 
@@ -30,7 +33,7 @@ GRID = 32
 
 
 class DetectorModel(DetectionModel):
-    """RetinaNet, FCOS or RPN, built from a detector YAML.
+    """A ported detector, built from its YAML.
 
     Attributes:
         yaml: the complete configuration; building from it again gives the same architecture.
@@ -53,18 +56,23 @@ class DetectorModel(DetectionModel):
             raise ValueError(f"{cfg.get('detector')} takes RGB images (channels: 3), got {ch} channels")
         config = complete({**cfg, **({} if nc is None else {"nc": nc})}, cfg.get("yaml_file", "model"))
         self.yaml = {**settle(config, pretrained=False), "channels": ch}
-        kind = self.yaml["detector"]
-        backbone = Backbone(
-            self.yaml["backbone"],
-            stages=(1, 2, 3, 4) if kind == "rpn" else (2, 3, 4),
-            frozen_norm=self.yaml["norm"] == "frozen",
-            norm_eps=self.yaml["norm_eps"],
-        )
-        from_c5 = kind == "retinanet" and self.yaml["follows"] == "paper"
-        extra = "pool" if kind == "rpn" else "p6p7_from_c5" if from_c5 else "p6p7_from_p5"
-        width = self.yaml["width"]
-        neck = Pyramid(backbone.widths, width, extra=extra)
-        head = _HEADS[kind](self.yaml["nc"], width, quality=self.yaml["quality"], follows=self.yaml["follows"])
+        kind, width, levels, follows = (self.yaml[key] for key in ("detector", "width", "levels", "follows"))
+        norm: dict[str, Any] = {"frozen_norm": self.yaml["norm"] == "frozen", "norm_eps": self.yaml["norm_eps"]}
+        if self.yaml["backbone"] == VGG:
+            backbone: Backbone = VGGBackbone(**norm)
+        else:
+            backbone = Backbone(self.yaml["backbone"], stages=(1, 2, 3, 4) if kind == "rpn" else (2, 3, 4), **norm)
+        shape = {"num_classes": self.yaml["nc"], "width": width, "quality": self.yaml["quality"]}
+        neck: nn.Module
+        head: DenseDetect
+        if kind in PYRAMIDS:
+            neck = PYRAMIDS[kind](backbone.widths, width, levels)
+            head = MultiBoxDetect(**shape, levels=levels)
+        else:
+            from_c5 = kind == "retinanet" and follows == "paper"
+            extra = "pool" if kind == "rpn" else "p6p7_from_c5" if from_c5 else "p6p7_from_p5"
+            neck = Pyramid(backbone.widths, width, extra=extra)
+            head = _HEADS[kind](**shape, follows=follows)
         self.model = nn.Sequential(backbone, neck, head)
         part: Any  # Ultralytics hangs its notes on the modules
         for i, part in enumerate(self.model):
@@ -80,7 +88,7 @@ class DetectorModel(DetectionModel):
 
     @property
     def kind(self) -> str:
-        """Which detector it is: "retinanet", "fcos" or "rpn"."""
+        """Which detector it is, as its YAML says."""
         return str(self.yaml["detector"])
 
     @property
@@ -92,7 +100,8 @@ class DetectorModel(DetectionModel):
     @property
     def frozen(self) -> list[str]:
         """Names of the parts that do not train, as Ultralytics' `freeze` takes them."""
-        return [f"0.body.{name}" for name in frozen_prefixes(self.yaml["trainable_stages"])]
+        stages = VGG_STAGES if self.yaml["backbone"] == VGG else RESNET_STAGES
+        return [f"0.body.{name}" for name in frozen_prefixes(self.yaml["trainable_stages"], stages)]
 
     def load(self, weights: Any, verbose: bool = True) -> None:
         """Take the weights that fit, from a model of the same kind.
@@ -120,8 +129,8 @@ class DetectorModel(DetectionModel):
             LOGGER.info(f"{len(tensors)}/{len(self.state_dict())} tensors loaded")
 
     def fuse(self, verbose: bool = True, imgsz: int = 640) -> DetectorModel:
-        """Fold the backbone's normalisation into its convolutions, for inference."""
-        for module in list(self.model[0].modules()):
+        """Fold the normalisations of backbone and pyramid into their convolutions, for inference."""
+        for module in list(self.model.modules()):
             _fold(module)
         if verbose:
             self.info(verbose=verbose, imgsz=imgsz)
@@ -129,7 +138,7 @@ class DetectorModel(DetectionModel):
 
     def is_fused(self) -> bool:
         """Return whether `fuse` has been called."""
-        return not any(isinstance(m, FrozenNorm | nn.BatchNorm2d) for m in self.model[0].modules())
+        return not any(isinstance(m, FrozenNorm | nn.BatchNorm2d) for m in self.model.modules())
 
     def _predict_once(self, x: Any, profile: bool = False, embed: Any = None) -> Any:
         """Run the layers; an embedding is the pyramid's levels, averaged over their cells, one after the other."""

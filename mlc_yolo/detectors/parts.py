@@ -21,7 +21,7 @@ from mlc_yolo.detectors.frozen_norm import FrozenNorm
 BACKBONES: tuple[str, ...] = tuple(n for n in list_models() if get_model_builder(n).__module__ == resnet.__name__)
 
 #: What is frozen for 0 to 5 trainable stages, from the input on; torchvision's `trainable_layers`.
-_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+RESNET_STAGES = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -97,16 +97,17 @@ class _P6P7(LastLevelP6P7):
         self.use_P5 = from_p5
 
 
-def frozen_prefixes(trainable_stages: int) -> list[str]:
+def frozen_prefixes(trainable_stages: int, stages: tuple[tuple[str, ...], ...] = RESNET_STAGES) -> list[str]:
     """Return the parts of the backbone that do not train.
 
     Args:
         trainable_stages: 0 to 5, counted from the last.
+        stages: names by stage, from the input on.
 
     Returns:
         Names under `Backbone.body`.
     """
-    return [name for stage in _STAGES[: 5 - trainable_stages] for name in stage]
+    return [name for stage in stages[: 5 - trainable_stages] for name in stage]
 
 
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)

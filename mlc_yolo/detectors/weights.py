@@ -117,10 +117,12 @@ def _read(source: str | Path) -> dict[str, Tensor]:
 def _kind(state: Mapping[str, Tensor], source: Any) -> str:
     if "conv1.weight" in state and any(name.startswith("layer4.") for name in state):
         return "backbone"
+    if "features.0.weight" in state and "classifier.0.weight" in state:
+        return "backbone"
     if "head.classification_head.cls_logits.weight" in state:
         return "fcos" if "head.regression_head.bbox_ctrness.weight" in state else "retinanet"
     raise ValueError(
-        f"pretrained={source} is neither a torchvision ResNet nor torchvision's RetinaNet or FCOS; "
+        f"pretrained={source} is neither a torchvision ResNet nor VGG nor torchvision's RetinaNet or FCOS; "
         f"its tensors are called {', '.join(list(state)[:3])}, ..."
     )
 
@@ -128,7 +130,8 @@ def _kind(state: Mapping[str, Tensor], source: Any) -> str:
 def _load_backbone(model: DetectorModel, state: Mapping[str, Tensor], source: Any) -> None:
     body: Any = model.get_submodule("model.0.body")
     wanted = body.state_dict()
-    given = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    classifier = ("fc.", "classifier.")
+    given = {name.removeprefix("features."): v for name, v in state.items() if not name.startswith(classifier)}
     _refuse_misfits(wanted, given, f"pretrained={source} does not fit backbone={model.yaml['backbone']}")
     body.load_state_dict(given, strict=False)
     LOGGER.info(f"Backbone from {source}: {len(wanted)} tensors, norm {model.yaml['norm']}, frozen {model.frozen}")

@@ -25,6 +25,7 @@ from mlc_yolo.coding import encode_distance
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.losses.alignment import alignment_loss
 from mlc_yolo.losses.assigned_bce import assigned_bce
+from mlc_yolo.losses.balanced_l1 import balanced_l1
 from mlc_yolo.losses.box_regression import giou, log_iou, smooth_l1
 from mlc_yolo.losses.centerness import centerness, centerness_loss
 from mlc_yolo.losses.focal import assigned_focal
@@ -162,12 +163,17 @@ class DetectorLoss:
         if recipe.box in ("giou", "log_iou"):
             loss = giou if recipe.box == "giou" else log_iou
             box = loss(self.head.decode(boxes, at), goal, weight)
+        elif recipe.box == "balanced_l1":
+            box = balanced_l1(boxes, self.head.encode(goal, at), weight) / 4  # the mean over a positive's deltas
         else:
             box = smooth_l1(
                 boxes, self.head.encode(goal, at), weight, beta=SMOOTH_L1_BETA * (recipe.box == "smooth_l1")
             )
-        classify = assigned_focal if recipe.classification == "focal" else assigned_bce
-        losses = {"box_loss": box / box_norm, "cls_loss": classify(raw["scores"], targets.labels, cls) / cls_norm}
+        if recipe.classification == "focal":
+            classes = assigned_focal(raw["scores"], targets.labels, cls, gamma=recipe.gamma)
+        else:
+            classes = assigned_bce(raw["scores"], targets.labels, cls)
+        losses = {"box_loss": box / box_norm, "cls_loss": classes / cls_norm}
         return losses if learned is None else {**losses, "ctr_loss": learned}
 
     def _targets(self, raw: dict[str, Any], batch: dict[str, Any]) -> Targets:

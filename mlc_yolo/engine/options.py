@@ -16,12 +16,15 @@ import yaml
 
 from mlc_yolo.resources import resource_dir
 
+_MAX_IOU = {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 0.5}
+
 #: What empty options mean, by detector; None is YOLO.
 OWN: dict[str | None, dict[str, Any]] = {
     None: {"assigner": "tal", "assigner_base": "tal", "mlc_candidates": "tal", "mlc_alpha": 0.5},
-    "retinanet": {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 0.5},
+    "retinanet": _MAX_IOU,
     "fcos": {"assigner": "fcos", "assigner_base": "fcos", "mlc_candidates": "own", "mlc_alpha": 0.0},
-    "rpn": {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 2.0},
+    "rpn": {**_MAX_IOU, "mlc_alpha": 2.0},
+    **dict.fromkeys(("fssd", "retinanet_fssd", "rfbnet", "pafpn"), _MAX_IOU),
 }
 
 #: Value of `assigner` in files and logs when the user handed over an assigner object.
@@ -90,7 +93,7 @@ def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, An
     """
     filled = {**ours, **{name: value for name, value in OWN[detector].items() if ours.get(name) is None}}
     if detector is None and filled["mlc_candidates"] == "own":
-        raise ValueError("mlc_candidates=own is for RetinaNet, FCOS and RPN; a YOLO's own candidates are called tal")
+        raise ValueError("mlc_candidates=own is for the ported detectors; a YOLO's own candidates are called tal")
     return filled
 
 

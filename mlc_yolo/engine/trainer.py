@@ -25,7 +25,7 @@ from mlc_yolo.engine.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
 
 #: What a detector takes over from the weights it starts from.
-_INHERITED = ("quality", "follows", "norm", "norm_eps", "trainable_stages")
+_INHERITED = ("quality", "follows", "levels", "norm", "norm_eps", "trainable_stages")
 
 
 class MLCTrainer(DetectionTrainer):
@@ -134,10 +134,10 @@ class MLCTrainer(DetectionTrainer):
         return model
 
     def _get_detector(self, config: dict[str, Any], weights: nn.Module | None, verbose: bool) -> DetectorModel:
-        """Return a RetinaNet, FCOS or RPN for the data's classes."""
+        """Return a ported detector for the data's classes."""
         quality = options.wanted_quality(options.split(self.args)[0])
         if isinstance(weights, DetectorModel):
-            config = {**config, **{key: weights.yaml[key] for key in _INHERITED}}
+            config = {**config, **{key: weights.yaml[key] for key in _INHERITED if key in weights.yaml}}
         if quality is not None:
             config = {**config, "quality": quality}
         if config["detector"] == "rpn" and self.data["nc"] != 1:

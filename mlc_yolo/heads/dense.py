@@ -35,13 +35,15 @@ class LossRecipe:
 
     Attributes:
         classification: "focal" or "bce".
-        box: "smooth_l1", "l1" (both on the head's coding), "giou" or "log_iou" (both on decoded boxes).
+        box: "smooth_l1", "l1", "balanced_l1" (on the head's coding), "giou" or "log_iou" (on decoded boxes).
+        gamma: exponent of the focal loss.
         sample: anchors per image that the losses see, half of them positive at most; None is all.
         weigh_by_centerness: where centerness is learned, boxes weigh by it.
     """
 
     classification: Literal["focal", "bce"]
-    box: Literal["smooth_l1", "l1", "giou", "log_iou"]
+    box: Literal["smooth_l1", "l1", "balanced_l1", "giou", "log_iou"]
+    gamma: float = 2.0
     sample: int | None = None
     weigh_by_centerness: bool = False
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from mlc_yolo.detectors.config import QUALITIES
 from mlc_yolo.engine.options import (
     OWN,
     check,
@@ -236,8 +237,12 @@ def test_empty_options_mean_what_the_model_was_published_with(detector: str | No
     assert settle({**defaults(), "mlc_alpha": 1.0, "assigner": "mlc"}, detector)["mlc_alpha"] == 1.0
 
 
+def test_every_detector_has_options_of_its_own() -> None:
+    assert set(OWN) == {None, *QUALITIES}
+
+
 def test_a_yolo_has_no_candidates_of_its_own_but_the_task_aligned_ones() -> None:
-    with pytest.raises(ValueError, match="mlc_candidates=own is for RetinaNet, FCOS and RPN"):
+    with pytest.raises(ValueError, match="mlc_candidates=own is for the ported detectors"):
         settle({**defaults(), "mlc_candidates": "own"})
 
 

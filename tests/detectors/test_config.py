@@ -16,18 +16,23 @@ from mlc_yolo.detectors.model import DetectorModel
 GOOD = {"detector": "retinanet", "backbone": "resnet50"}
 
 
-def test_six_yamls_are_bundled() -> None:
-    assert bundled() == [f"{kind}-{net}-fpn.yaml" for kind in ("fcos", "retinanet", "rpn") for net in ("r18", "r50")]
+NETS = {"r18": "resnet18", "r50": "resnet50", "vgg16": "vgg16_bn"}
+
+
+def test_thirteen_yamls_are_bundled() -> None:
+    mlc = {f"{kind}-{net}-fpn.yaml" for kind in ("fcos", "retinanet", "rpn") for net in ("r18", "r50")}
+    guidance = {f"{kind}-{net}.yaml" for kind in ("fssd", "retinanet-fssd", "pafpn") for net in ("r18", "vgg16")}
+    assert set(bundled()) == mlc | guidance | {"rfbnet-vgg16.yaml"}
 
 
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_yaml_builds_the_detector_of_its_name(name: str) -> None:
     config = find_config(name)
     assert config is not None
-    kind, net, _ = name.split("-")
-    assert (config["detector"], config["backbone"]) == (kind, net.replace("r", "resnet"))
+    kind, net = name.removesuffix(".yaml").removesuffix("-fpn").rsplit("-", 1)
+    assert (config["detector"], config["backbone"]) == (kind.replace("-", "_"), NETS[net])
     model = DetectorModel(config, verbose=False).eval()
-    assert type(model.head).__name__.lower() == f"{kind}detect"
+    assert type(model.head).__name__.lower() == ("multiboxdetect" if config["levels"] else f"{kind}detect")
     found = model(torch.rand(1, 3, 64, 96))[0]
     assert found.shape[1] == 4 + config["nc"] + len(model.head.extra_channels)
     assert bool(found.isfinite().all())

@@ -33,7 +33,7 @@ def _checkpoint(kind: str, folder: Path) -> Path:
         ("rpn", {"quality": "centerness", "single_cls": True}, ValueError, "iou, none"),
         ("yolo", {"quality": "centerness"}, ValueError, "quality=centerness is for FCOS"),
         ("yolo", {"align_gain": 1.0}, ValueError, "align_gain"),
-        ("yolo", {"assigner": "mlc", "mlc_candidates": "own"}, ValueError, "mlc_candidates=own is for RetinaNet"),
+        ("yolo", {"assigner": "mlc", "mlc_candidates": "own"}, ValueError, "mlc_candidates=own is for the ported"),
         ("fcos", {"iou_head": True, "quality": "none"}, ValueError, "contradict each other"),
         ("fcos", {"iou_head": False, "quality": "iou"}, ValueError, "contradict each other"),
         ("fcos", {"quality": "centreness"}, ValueError, "Did you mean 'centerness'"),
