@@ -19,10 +19,11 @@ from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 from ultralytics.utils.metrics import DetMetrics
 
+from mlc_yolo.data.flags import difficult_rows, read_flags
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
 from mlc_yolo.engine.postprocess import detections, extra_channels, native
-from mlc_yolo.metrics import coco, proposals
+from mlc_yolo.metrics import coco, proposals, voc
 from mlc_yolo.metrics.divergence import (
     IOU,
     MAX_ENTRIES,
@@ -52,21 +53,26 @@ class MLCMetrics(DetMetrics):
         divergence: the last validation's coefficients, by class too; None before.
         coco: "metrics/coco_AP" etc. -> value, empty unless asked for; nan before the first validation.
         recall: "metrics/AR@100" etc. -> value for a proposal network, else empty; nan before the first validation.
+        voc: "metrics/voc_AP_11" etc. -> value, empty unless asked for; nan before the first validation.
     """
 
-    def __init__(self, names: dict[int, str] | None = None, *, coco_eval: bool = False) -> None:
+    def __init__(self, names: dict[int, str] | None = None, *, coco_eval: bool = False, voc_eval: bool = False) -> None:
         """Start empty.
 
         Args:
             names: class names by label.
             coco_eval: also run pycocotools.
+            voc_eval: also measure Pascal VOC's AP.
         """
         super().__init__(names)
         self.stats["score_iou"] = []
         self.divergence: Divergence | None = None
         self.coco = {f"metrics/coco_{name}": float("nan") for name in coco.NAMES} if coco_eval else {}
         self.recall: dict[str, float] = {}
-        if coco_eval:
+        self.voc = {f"metrics/voc_{name}": float("nan") for name in voc.NAMES} if voc_eval else {}
+        if voc_eval:
+            self.stats["difficult"] = []
+        if coco_eval or voc_eval:
             self._collect_boxes()
 
     def measure_proposals(self) -> None:
@@ -91,6 +97,10 @@ class MLCMetrics(DetMetrics):
             found = [rows[:, :5] for rows in self.stats["coco_detections"]]
             ars = proposals.average_recall(found, [rows[:, :4] for rows in self.stats["coco_objects"]])
             self.recall = {f"metrics/{name}": value for name, value in ars.items()}
+        if self.voc:
+            found, objects = self.stats["coco_detections"], self.stats["coco_objects"]
+            aps = voc.voc_evaluate(found, objects, len(self.names), difficult=self.stats["difficult"])
+            self.voc = {f"metrics/voc_{name}": value for name, value in aps.items()}
         results: dict[str, np.ndarray] = super().process(save_dir, plot, on_plot)
         if plot:
             samples = results["score_iou"]
@@ -120,12 +130,16 @@ class MLCMetrics(DetMetrics):
     @property
     def keys(self) -> list[str]:
         """Names of `mean_results`, as in results.csv."""
-        return [*super().keys, "metrics/spearman(B)", "metrics/spearman_pooled(B)", *self.coco, *self.recall]
+        return [*super().keys, "metrics/spearman(B)", "metrics/spearman_pooled(B)", *self.extra]
 
     def mean_results(self) -> list[float]:
         """Return the row "all", in the order of `keys`."""
-        extra = (*self.coco.values(), *self.recall.values())
-        return [*super().mean_results(), self.spearman, self.spearman_pooled, *extra]
+        return [*super().mean_results(), self.spearman, self.spearman_pooled, *self.extra.values()]
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """What was asked for beyond Ultralytics' metrics and divergence, by key."""
+        return {**self.coco, **self.recall, **self.voc}
 
     def class_result(self, i: int) -> tuple[float, ...]:
         """Return the row of the i-th class that has objects: upstream's four, then the two coefficients."""
@@ -166,7 +180,8 @@ class MLCValidator(DetectionValidator):
         ours, stock = options.split(args)
         super().__init__(dataloader, save_dir, stock, _callbacks)
         self.options = {**options.defaults(), **options.check(ours)}
-        self.metrics = MLCMetrics(coco_eval=self.options["coco_eval"])
+        self.metrics = MLCMetrics(coco_eval=self.options["coco_eval"], voc_eval=self.options["voc_eval"])
+        self._difficult: dict[str, np.ndarray] = {}  # image file -> (M,) bool
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
         self._extras: tuple[str, ...] = ()
 
@@ -188,6 +203,12 @@ class MLCValidator(DetectionValidator):
         super().init_metrics(model)
         self._entries.clear()
         self._extras = extra_channels(model)
+        if self.metrics.voc:
+            flags = read_flags(self.data[self.args.split or "val"])
+            for label in self.dataloader.dataset.labels:
+                rows = np.concatenate((label["cls"].reshape(-1, 1), label["bboxes"]), 1)
+                path = label["im_file"]
+                self._difficult[path] = difficult_rows(flags.get(Path(path).stem), rows)
 
     def _refuse_more_classes(self, model: torch.nn.Module) -> None:
         """Refuse data with classes a ported detector has no output for."""
@@ -226,13 +247,13 @@ class MLCValidator(DetectionValidator):
 
     def print_results(self) -> None:
         """Print upstream's table, divergence included, and COCO's and the proposals' numbers on lines of their own."""
-        metrics, extra = self.metrics, (self.metrics.coco, self.metrics.recall)
-        metrics.coco, metrics.recall = {}, {}  # the table's columns are `metrics.keys`
+        metrics, asked = self.metrics, (self.metrics.coco, self.metrics.recall, self.metrics.voc)
+        metrics.coco, metrics.recall, metrics.voc = {}, {}, {}  # the table's columns are `metrics.keys`
         super().print_results()
-        metrics.coco, metrics.recall = extra
-        for title, values in zip(("COCO", "Proposals"), extra, strict=True):
+        metrics.coco, metrics.recall, metrics.voc = asked
+        for title, prefix, values in zip(("COCO", "Proposals", "VOC"), ("coco_", "", "voc_"), asked, strict=True):
             if values:
-                named = (f"{key.removeprefix('metrics/').removeprefix('coco_')} {v:.3f}" for key, v in values.items())
+                named = (f"{key.removeprefix('metrics/' + prefix)} {v:.3f}" for key, v in values.items())
                 LOGGER.info(f"{title}: {', '.join(named)}")
 
     def _image_entries(self, prediction: Tensor) -> Tensor:
@@ -256,6 +277,8 @@ class MLCValidator(DetectionValidator):
             boxes = torch.as_tensor(ops.scale_boxes(shape, batch["bboxes"].clone(), original, ratio_pad=ratio_pad))
             stat["coco_detections"] = _columns(found["bboxes"], found["conf"], found["cls"])
             stat["coco_objects"] = _columns(boxes, batch["cls"])
+        if self.metrics.voc:
+            stat["difficult"] = self._difficult[batch["im_file"]]
         return stat
 
 
