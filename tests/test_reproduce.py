@@ -296,7 +296,9 @@ def test_only_an_unchanged_row_is_compared_with_the_paper(
 
 def test_the_command_repeats_the_result_and_names_no_place(tiny_row: Path, tiny_data: Path) -> None:
     run = prepare(tiny_row, data=tiny_data, scale=0.5, results="a.csv", seed=7, device="cpu", classes=[0, 1], imgsz=64)
-    assert run.command == "mlc-yolo reproduce tiny data=data.yaml scale=0.5 seed=7 'classes=[0, 1]'"
+    told = f"{tiny_data.parent.name}/data.yaml"  # every data set may call its file data.yaml
+    assert run.command == f"mlc-yolo reproduce tiny data={told} scale=0.5 seed=7 'classes=[0, 1]'"
+    assert run.data == told
 
 
 @pytest.mark.parametrize("scale", [0, -0.1, 1.01, math.nan, True, "half"])
