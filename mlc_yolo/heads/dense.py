@@ -134,7 +134,10 @@ class DenseDetect(Detect):
         return ("iou",) if self.rank_by_iou and not self.export else ()
 
     def _inference(self, raw: dict[str, Any]) -> Tensor:
-        """Select, decode and clip; boxes are xywh px (xyxy where Ultralytics asks for it), then confidences."""
+        """Select, decode and clip; boxes are xywh px (xyxy where Ultralytics asks for it), then confidences; float32.
+
+        Half precision would round coordinates above 1,024 to whole pixels.
+        """
         feats = raw["feats"]
         priors = self.priors(feats, scale=1.0)
         quality = raw.get("quality") if self.rescore and not self.rank_by_iou else None
@@ -161,7 +164,7 @@ class DenseDetect(Detect):
         boxes = torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
         if not self.xyxy:
             boxes = xyxy2xywh(boxes)
-        return torch.cat((boxes, rows[..., 4:]), -1).transpose(1, 2).to(raw["scores"].dtype)
+        return torch.cat((boxes, rows[..., 4:]), -1).transpose(1, 2)
 
     def _select(self, scores: Tensor, quality: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the anchors (B, n) of a level's best pairs and their confidences (B, n, K), other pairs at 0."""
