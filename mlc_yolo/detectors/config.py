@@ -34,13 +34,15 @@ QUALITIES = {
 DEFAULTS: dict[str, Any] = {
     "nc": 80,
     "width": 256,
-    "quality": "iou",
+    "quality": None,
     "follows": "paper",
     "levels": None,
     "norm": None,
     "norm_eps": None,
     "trainable_stages": None,
 }
+#: What a detector takes over from the weights it starts from.
+INHERITED = ("quality", "follows", "levels", "norm", "norm_eps", "trainable_stages")
 _CHOICES = {"norm": (None, "frozen", "batch"), "follows": ("paper", "torchvision")}
 #: What Ultralytics and checkpoints add.
 _FOREIGN = {"mlc", "yaml_file", "scale", "channels", "task"}
@@ -97,7 +99,7 @@ def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str
     if not chooses_levels and config["levels"] is not None:
         raise ValueError(f"{source}: levels is for {', '.join(PYRAMIDS)}; a {config['detector']} has five")
     _among(source, "backbone", config.get("backbone"), (*BACKBONES, VGG) if chooses_levels else BACKBONES)
-    _among(source, "quality", config["quality"], QUALITIES[config["detector"]])
+    _among(source, "quality", config["quality"], (None, *QUALITIES[config["detector"]]))
     for key, choices in _CHOICES.items():
         _among(source, key, config[key], choices)
     numbers = {"nc": (1, 100_000), "width": (32, 4096), "levels": (3, 7), "trainable_stages": (0, 5)}
@@ -125,7 +127,7 @@ def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str
 
 
 def settle(config: Mapping[str, Any], *, pretrained: bool) -> dict[str, Any]:
-    """Fill `norm` and `trainable_stages` where they are left empty.
+    """Fill `norm`, `trainable_stages` and `quality` where they are left empty.
 
     Args:
         config: a complete configuration.
@@ -133,6 +135,7 @@ def settle(config: Mapping[str, Any], *, pretrained: bool) -> dict[str, Any]:
     """
     return {
         **config,
+        "quality": config["quality"] or "iou",
         "norm": config["norm"] or ("frozen" if pretrained else "batch"),
         "trainable_stages": config["trainable_stages"]
         if config["trainable_stages"] is not None
@@ -145,6 +148,11 @@ def _parsed(file: TextIO, path: Path) -> Any:
         return yaml.safe_load(file)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not a YAML file: {error}") from error
+
+
+def inherit(config: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration with what must be as in the weights' own, so that their boxes stay the same."""
+    return {**config, **{key: source[key] for key in INHERITED if key in source}}
 
 
 def _among(source: Any, key: str, value: Any, choices: Any) -> None:

@@ -33,13 +33,16 @@ def is_torchvision(source: Any) -> bool:
     return isinstance(source, str | Path) and (Path(source).suffix == ".pth" or bool(_ENUM.match(str(source))))
 
 
-def start_from(config: Mapping[str, Any], source: str | Path, *, nc: int | None = None) -> DetectorModel:
+def start_from(
+    config: Mapping[str, Any], source: str | Path, *, nc: int | None = None, verbose: bool = True
+) -> DetectorModel:
     """Build a detector and put torchvision's weights into it.
 
     Args:
         config: a complete detector configuration.
         source: a .pth state dict or the name of a weight enum.
         nc: classes of the model; None takes the source's, where it has any.
+        verbose: log what was loaded.
 
     Returns:
         The model. Class layers of another width start fresh.
@@ -53,7 +56,7 @@ def start_from(config: Mapping[str, Any], source: str | Path, *, nc: int | None 
     kind = _kind(state, source)
     if kind == "backbone":
         model = DetectorModel(settle(config, pretrained=True), nc=nc, verbose=False)
-        _load_backbone(model, state, source)
+        _load_backbone(model, state, source, verbose)
         return model
     if kind != config["detector"]:
         raise ValueError(
@@ -75,12 +78,12 @@ def start_from(config: Mapping[str, Any], source: str | Path, *, nc: int | None 
         **settle(config, pretrained=True),
         "follows": "torchvision",
         "norm_eps": config["norm_eps"] if published is None else float(published),
-        "quality": "centerness" if kind == "fcos" and config["quality"] != "none" else config["quality"],
+        "quality": config["quality"] or ("centerness" if kind == "fcos" else "iou"),
     }
     model = DetectorModel(settled, nc=nc or classes, verbose=False)
     if nc in (None, classes) and names:
         model.names = dict(enumerate(names))
-    _load_detector(model, state, source)
+    _load_detector(model, state, source, verbose)
     return model
 
 
@@ -127,17 +130,18 @@ def _kind(state: Mapping[str, Tensor], source: Any) -> str:
     )
 
 
-def _load_backbone(model: DetectorModel, state: Mapping[str, Tensor], source: Any) -> None:
+def _load_backbone(model: DetectorModel, state: Mapping[str, Tensor], source: Any, verbose: bool) -> None:
     body: Any = model.get_submodule("model.0.body")
     wanted = body.state_dict()
     classifier = ("fc.", "classifier.")
     given = {name.removeprefix("features."): v for name, v in state.items() if not name.startswith(classifier)}
     _refuse_misfits(wanted, given, f"pretrained={source} does not fit backbone={model.yaml['backbone']}")
     body.load_state_dict(given, strict=False)
-    LOGGER.info(f"Backbone from {source}: {len(wanted)} tensors, norm {model.yaml['norm']}, frozen {model.frozen}")
+    if verbose:
+        LOGGER.info(f"Backbone from {source}: {len(wanted)} tensors, norm {model.yaml['norm']}, frozen {model.frozen}")
 
 
-def _load_detector(model: DetectorModel, state: Mapping[str, Tensor], source: Any) -> None:
+def _load_detector(model: DetectorModel, state: Mapping[str, Tensor], source: Any, verbose: bool) -> None:
     given = {}
     for name, value in state.items():
         prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
@@ -148,12 +152,18 @@ def _load_detector(model: DetectorModel, state: Mapping[str, Tensor], source: An
     unused = "bbox_ctrness" if model.yaml["quality"] != "centerness" else None
     given = {name: value for name, value in given.items() if unused is None or unused not in name}
     for name in [n for n in given if ".cls_logits." in n and n in wanted and wanted[n].shape != given[n].shape]:
-        LOGGER.info(f"{name} starts fresh: {len(given[name])} outputs there, {len(wanted[name])} here")
+        if verbose:
+            LOGGER.info(f"{name} starts fresh: {len(given[name])} outputs there, {len(wanted[name])} here")
         ours, given = (*ours, name), {n: v for n, v in given.items() if n != name}
     required = {name: value for name, value in wanted.items() if not any(part in name for part in ours)}
     _refuse_misfits(required, given, f"pretrained={source} does not fit model {model.yaml['detector']}")
     model.load_state_dict(given, strict=False)
-    LOGGER.info(f"{len(given)} tensors from {source}; the model follows torchvision's conventions")
+    if verbose:
+        eps = model.yaml["norm_eps"]
+        LOGGER.info(
+            f"{len(given)} tensors from {source}; the model follows torchvision's conventions, "
+            f"quality {model.yaml['quality']}, norm_eps {1e-5 if eps is None else eps:g}"
+        )
 
 
 def _todays_pyramid(name: str) -> str:

@@ -2,6 +2,7 @@
 
 1. The epoch's assigner decides, per task. A recipe with sampling then draws the anchors that take part.
 2. Class loss over classification's anchors / number of its positives; box loss over localisation's positives / theirs.
+   With sampling both are divided by the anchors drawn, as Faster R-CNN does.
 3. The quality layer: predicted IoU over the positives of either task (MLC eq. 10), or centerness over localisation's.
 4. Prediction alignment (MLC table 1), if asked for, over the positives of either task.
 
@@ -184,7 +185,7 @@ class DetectorLoss:
         order = index.argsort(stable=True)
         slot = torch.arange(len(index), device=device) - (counts.cumsum(0) - counts)[index[order]]
         most = int(counts.max()) if len(index) else 0
-        height, width = (n * float(self.head.stride[0]) for n in raw["feats"][0].shape[2:])
+        height, width = (n * self.head.level_strides[0] for n in raw["feats"][0].shape[2:])
         centre, size = batch["bboxes"].to(device).float()[order].split(2, 1)
         corners = torch.cat((centre - size / 2, centre + size / 2), 1)
         corners = corners * corners.new_tensor([width, height, width, height])

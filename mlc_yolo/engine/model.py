@@ -16,7 +16,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_file
 
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.detectors.config import bundled, complete, find_config
+from mlc_yolo.detectors.config import bundled, complete, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
@@ -244,22 +244,33 @@ class MLCYOLO(YOLO):
             ValueError: weights of another detector.
         """
         if isinstance(self.model, DetectorModel) and is_torchvision(weights):
-            config = self.model.yaml
-            self.model = start_from({**config, "norm": None, "trainable_stages": None}, weights)
-            self.model.args, self.model.task = {**DEFAULT_CFG_DICT, **self.overrides}, self.task
+            self.overrides.pop("pretrained", None)
+            self._replace(start_from(self._config(), weights))
             self.ckpt, self.ckpt_path = {"model": self.model}, None  # train() starts from this model while it is set
-            self.predictor = None
             return self
         source = load_checkpoint(weights)[0] if isinstance(weights, str | Path) else weights
         if isinstance(source, torch.nn.Module) and isinstance(self.model, DetectionModel):
             if isinstance(source, DetectorModel) and not isinstance(self.model, DetectorModel):
                 raise ValueError(f"expected weights of a YOLO, got those of a {source.kind}: take its model YAML")
-            if has_iou_channel(source) and not isinstance(self.model, DetectorModel):
+            if isinstance(self.model, DetectorModel):
+                if isinstance(source, DetectorModel) and source.kind == self.model.kind:
+                    config = inherit(self.model.yaml, source.yaml)
+                    self._replace(DetectorModel(config, nc=self.model.yaml["nc"], verbose=False))
+            elif has_iou_channel(source):
                 add_iou_channel(self._head())
             if read_marker(source):
                 write_marker(self.model, **read_marker(source))
         super().load(weights)
         return self
+
+    def _config(self) -> dict[str, Any]:
+        """Return a ported detector's configuration as its YAML has it, or as its checkpoint does."""
+        return (find_config(self.cfg) if self.cfg else None) or self.model.yaml
+
+    def _replace(self, model: DetectorModel) -> None:
+        """Put another network in place of this one's."""
+        model.args, model.task = {**DEFAULT_CFG_DICT, **self.overrides}, self.task
+        self.model, self.predictor = model, None
 
     def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return our options among `kwargs`, checked; refuse them on models of other tasks."""
@@ -308,13 +319,12 @@ class MLCYOLO(YOLO):
             options.settle({**options.defaults(), **ours}, self.model.kind)
             if stock.get("cls_pw"):
                 raise ValueError(f"cls_pw={stock['cls_pw']} weighs YOLO's classes, not those of a {self.model.kind}")
-            config = complete(
-                {**self.model.yaml, **({"quality": quality} if quality else {})}, self.model_name or "model"
-            )
+            asked = {"quality": quality} if quality else {}
+            config = complete({**self._config(), **asked}, self.model_name or "model")
             if torchvision and self.ckpt:
                 raise ValueError(f"pretrained={pretrained} starts a model YAML; this model has weights already")
             if torchvision:
-                start_from(config, str(pretrained))
+                start_from(config, str(pretrained), verbose=False)
             return
         if torchvision:
             raise ValueError(
@@ -323,10 +333,8 @@ class MLCYOLO(YOLO):
             )
         options.settle({**options.defaults(), **ours})
         if quality == "centerness" or ours.get("align_gain"):
-            asked = (
-                "quality=centerness is for FCOS" if quality == "centerness" else "align_gain is for ported detectors"
-            )
-            raise ValueError(f"{asked}; '{self.overrides.get('model')}' is none: leave it out")
+            what = "quality=centerness is for FCOS" if quality == "centerness" else "align_gain is for ported detectors"
+            raise ValueError(f"{what}; '{self.overrides.get('model')}' is none: leave it out")
         if isinstance(self.model, DetectionModel) and quality != "none":
             check_head(self._head())
 

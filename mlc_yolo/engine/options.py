@@ -57,7 +57,9 @@ def split(args: Mapping[str, Any] | SimpleNamespace | None) -> tuple[dict[str, A
     mapping = vars(args) if hasattr(args, "__dict__") else dict(args or {})
     known = specifications()
     if mapping.get("nms") in known["nms_by"]["choices"]:
-        mapping = {"nms_by" if name == "nms" else name: value for name, value in mapping.items()}
+        if mapping.get("nms_by", mapping["nms"]) not in (mapping["nms"], known["nms_by"]["default"]):
+            raise ValueError(f"nms={mapping['nms']} and nms_by={mapping['nms_by']} contradict each other: give one")
+        mapping = {**{name: value for name, value in mapping.items() if name != "nms"}, "nms_by": mapping["nms"]}
     ours = {name: value for name, value in mapping.items() if name in known}
     return ours, {name: value for name, value in mapping.items() if name not in known}
 

@@ -40,7 +40,7 @@ def detections(
     max_det: int,
     agnostic: bool,
     multi_label: bool,
-    classes: Sequence[int] | None = None,
+    classes: int | Sequence[int] | None = None,
 ) -> list[Tensor]:
     """Apply NMS to every image of a batch.
 
@@ -52,7 +52,7 @@ def detections(
         max_det: detections per image.
         agnostic: let boxes of different classes compete.
         multi_label: let an anchor give a detection of each class.
-        classes: keep only these.
+        classes: keep only these; an anchor whose best class is another gives its best among them.
 
     Returns:
         B tensors (n, 6): xyxy px, score, class.
@@ -62,9 +62,8 @@ def detections(
     for image in prediction.float().transpose(1, 2):
         boxes, scores, columns = image.split((4, num_classes, len(extras)), 1)
         if classes is not None:
-            kept = torch.zeros(num_classes, dtype=torch.bool, device=scores.device)
-            kept[list(classes)] = True
-            scores = scores.where(kept, 0)
+            wanted = torch.as_tensor(classes, device=scores.device).flatten()
+            scores = scores.where(torch.isin(torch.arange(num_classes, device=scores.device), wanted), 0)
         extra = dict(zip(extras, columns.unbind(1), strict=True))
         groups = extra.get("level")
         found.append(

@@ -14,7 +14,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
 from mlc_yolo.data.resolve import redraw_missing, resolve_data
-from mlc_yolo.detectors.config import find_config
+from mlc_yolo.detectors.config import find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
@@ -23,9 +23,6 @@ from mlc_yolo.engine.criterion import build_criterion
 from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.engine.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
-
-#: What a detector takes over from the weights it starts from.
-_INHERITED = ("quality", "follows", "levels", "norm", "norm_eps", "trainable_stages")
 
 
 class MLCTrainer(DetectionTrainer):
@@ -76,6 +73,11 @@ class MLCTrainer(DetectionTrainer):
             self._refuse_missing_assigner(run.assigner)
             options.warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
             _refuse_late_steps(run.lr_steps, run.epochs)
+            if options.warmup_length(run.iou_warmup, None, run.epochs) >= max(run.epochs, 1):
+                raise ValueError(
+                    f"iou_warmup={run.iou_warmup:g} must end before the run of epochs={run.epochs}: "
+                    "the predicted IoU would never be trained"
+                )
         super().__init__(base, overrides, _callbacks)
         if assigner is not None and self.ddp:
             raise ValueError("an assigner object trains on one device: choose one, such as device=0")
@@ -137,7 +139,7 @@ class MLCTrainer(DetectionTrainer):
         """Return a ported detector for the data's classes."""
         quality = options.wanted_quality(options.split(self.args)[0])
         if isinstance(weights, DetectorModel):
-            config = {**config, **{key: weights.yaml[key] for key in _INHERITED if key in weights.yaml}}
+            config = inherit(config, weights.yaml)
         if quality is not None:
             config = {**config, "quality": quality}
         if config["detector"] == "rpn" and self.data["nc"] != 1:
@@ -283,7 +285,8 @@ def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:
     if steps and steps[-1] >= epochs:
         raise ValueError(
             f"lr_steps={','.join(map(str, steps))} must lie within the run of epochs={epochs}: "
-            "the last step would never come"
+            "the last step would never come. Give lr_steps=None for Ultralytics' schedule; "
+            "mlc-yolo reproduce moves a row's steps along with its epochs"
         )
 
 

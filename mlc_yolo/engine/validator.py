@@ -210,10 +210,16 @@ class MLCValidator(DetectionValidator):
                 path = label["im_file"]
                 self._difficult[path] = difficult_rows(flags.get(Path(path).stem), rows)
 
+    def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
+        """Return the loader; with `single_cls` the data has one class, whatever its YAML says."""
+        if self.args.single_cls:
+            self.data["nc"] = 1
+        return super().get_dataloader(dataset_path, batch_size)
+
     def _refuse_more_classes(self, model: torch.nn.Module) -> None:
         """Refuse data with classes a ported detector has no output for."""
         net = native(model)
-        if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names) and not self.args.single_cls:
+        if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names):
             advice = (
                 "give single_cls=True, which takes them for one" if len(net.names) == 1 else "take the model's data"
             )

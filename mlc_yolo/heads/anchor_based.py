@@ -40,7 +40,7 @@ class AnchorDetect(DenseDetect):
         generator = AnchorGenerator(self.sides, (_RATIOS,) * len(self.sides))
         generator.set_cell_anchors(torch.float32, feats[0].device)
         sizes = [list(m.shape[2:]) for m in feats]
-        steps = [list(step) for step in grid_steps(feats, float(self.stride[0]))]
+        steps = [list(step) for step in grid_steps(feats, self.level_strides[0])]
         per_level = generator.grid_anchors(sizes, steps)
         boxes = torch.cat(per_level)
         counts = torch.tensor([len(level) for level in per_level], device=boxes.device)

@@ -62,6 +62,7 @@ class DenseDetect(Detect):
     """
 
     rank_by_iou = False
+    level_strides: tuple[int, ...]
     recipe: LossRecipe
     own_assigner: StaticAssigner
 
@@ -79,6 +80,7 @@ class DenseDetect(Detect):
         self.nl = len(level_strides)
         self.reg_max = 1
         self.no = num_classes + 4
+        self.level_strides = level_strides  # plain numbers: reading `stride` would wait for an accelerator
         self.stride = torch.tensor(level_strides, dtype=torch.float32)
         self.cv2, self.cv3 = nn.ModuleList(), nn.ModuleList()  # None would mean a branch that fusion removed
         self.dfl = nn.Identity()
@@ -140,7 +142,8 @@ class DenseDetect(Detect):
         """
         feats = raw["feats"]
         priors = self.priors(feats, scale=1.0)
-        quality = raw.get("quality") if self.rescore and not self.rank_by_iou else None
+        by_iou = "iou" in self.extra_channels  # exports have no such channel: there the IoU stays in the score
+        quality = raw.get("quality") if self.rescore and not by_iou else None
         sizes = _anchors_per_level(raw["scores"].shape[1], feats)
         parts, start = [], 0
         for level, size in enumerate(sizes):
@@ -159,7 +162,7 @@ class DenseDetect(Detect):
                 )
             parts.append(torch.cat([column.float() for column in columns], -1))
         rows = torch.cat(parts, 1)
-        height, width = (float(n * self.stride[0]) for n in feats[0].shape[2:])
+        height, width = (float(n * self.level_strides[0]) for n in feats[0].shape[2:])
         x, y = rows[..., 0:4:2].clamp(0, width), rows[..., 1:4:2].clamp(0, height)
         boxes = torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
         if not self.xyxy:

@@ -265,6 +265,12 @@ def test_options_that_contradict_each_other_are_refused() -> None:
         check({"quality": "none", "iou_head": True})
 
 
+def test_two_words_about_nms_must_agree() -> None:
+    assert split({"nms": "iou", "nms_by": "iou"}) == ({"nms_by": "iou"}, {})
+    with pytest.raises(ValueError, match="nms=standard and nms_by=iou contradict each other"):
+        split({"nms": "standard", "nms_by": "iou"})
+
+
 def test_nms_by_iou_is_ours_and_any_other_nms_is_upstreams() -> None:
     assert split({"nms": "iou", "conf": 0.1}) == ({"nms_by": "iou"}, {"conf": 0.1})
     assert split({"nms": "standard"}) == ({"nms_by": "standard"}, {})

@@ -58,7 +58,7 @@ def test_left_out_keys_get_their_defaults_and_the_input_stays_as_it_is() -> None
     config = complete(given)
     assert given == GOOD
     assert config == {**DEFAULTS, **GOOD}
-    assert (config["nc"], config["width"], config["quality"]) == (80, 256, "iou")
+    assert (config["nc"], config["width"], config["quality"]) == (80, 256, None)
 
 
 def test_width_is_that_of_every_level_and_tower() -> None:

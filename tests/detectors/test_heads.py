@@ -184,3 +184,37 @@ def test_a_picture_gives_the_same_alone_and_in_a_batch(kind: str, quality: str, 
         together, alone = model(images)[1], model(images[1:])[1]
     for name in {"boxes", "scores", "quality"} & set(together):
         torch.testing.assert_close(together[name][1:], alone[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("follows", "tower"), [("paper", "classification"), ("torchvision", "regression")])
+def test_centerness_reads_the_tower_its_source_says(follows: str, tower: str) -> None:
+    head = _detector("fcos", "centerness", follows).head
+    feats = [torch.rand(1, 256, n, n) for n in (8, 4, 2, 2, 2)]
+    torch.nn.init.normal_(head.get_parameter("regression_head.bbox_ctrness.weight"))
+    head.raw(feats)["quality"].sum().backward()
+    reached = {
+        name
+        for name in ("classification", "regression")
+        if head.get_parameter(f"{name}_head.conv.0.weight").grad is not None
+    }
+    assert reached == {tower}
+
+
+def test_an_rpn_keeps_twice_as_many_before_nms() -> None:
+    assert (_detector("rpn", "none", "paper").head.pre_nms, _detector("fcos", "none", "paper").head.pre_nms) == (
+        2000,
+        1000,
+    )
+
+
+@pytest.mark.parametrize("kind", ["retinanet", "fcos", "rpn"])
+def test_an_export_keeps_the_predicted_iou_in_the_score(kind: str) -> None:
+    model = _detector(kind, "iou", "paper")
+    torch.nn.init.normal_(model.head.get_parameter("cv_iou.weight"))
+    model.head.export = True
+    with torch.no_grad():
+        plain = model(image(64, 96))
+        model.head.rank_by_iou = True
+        assert torch.equal(model(image(64, 96)), plain)
+        model.head.rescore = False
+        assert not torch.equal(model(image(64, 96)), plain)

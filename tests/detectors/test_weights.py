@@ -124,6 +124,15 @@ def test_fcos_without_its_centerness_leaves_that_layer_out(tmp_path: Path) -> No
     assert not any("bbox_ctrness" in name for name in ours.state_dict())
 
 
+@pytest.mark.parametrize(("asked", "given"), [(None, "centerness"), ("iou", "iou"), ("centerness", "centerness")])
+def test_fcos_keeps_its_centerness_unless_another_layer_is_asked_for(
+    asked: str | None, given: str, tmp_path: Path
+) -> None:
+    ours = loaded("fcos", _state("fcos"), tmp_path, quality=asked)
+    assert ours.yaml["quality"] == ours.head.quality == given
+    assert any("cv_iou" in name for name in ours.state_dict()) == (given == "iou")
+
+
 @pytest.mark.parametrize(("name", "build"), [("resnet18", resnet18), ("resnet50", resnet50)])
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "rpn"])
 def test_an_imagenet_backbone_loads_and_is_frozen(kind: str, name: str, build: Any, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from mlc_yolo.assigners.assignment import all_negative
 from mlc_yolo.detectors.config import complete
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
-from mlc_yolo.engine.detector_criterion import DetectorLoss
+from mlc_yolo.engine.detector_criterion import DetectorLoss, total_over_ranks
 from mlc_yolo.priors import Priors
 
 ASSIGNERS = ["own", "atss", "mutual_guidance", "mlc", "tal", "max_iou", "fcos"]
@@ -357,3 +357,16 @@ def test_evaluation_outputs_give_the_losses_of_the_raw_ones_inside() -> None:
         evaluated = {name: value if name == "feats" else value.detach() for name, value in raw.items()}
         inside, _ = criterion((torch.empty(0), evaluated), _batch(OBJECTS))
     assert torch.equal(inside, criterion(raw, _batch(OBJECTS))[0].detach())
+
+
+def test_a_sum_crosses_ranks_while_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ranks validate different numbers of batches: one that waits for another there waits for ever.
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked the other ranks")
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
+    with torch.no_grad():
+        assert total_over_ranks(torch.tensor(3)) == 3
+    with pytest.raises(AssertionError, match="asked"):
+        total_over_ranks(torch.tensor(3))

@@ -190,5 +190,8 @@ def test_predictions_by_predicted_iou_keep_the_best_placed_box(
 def test_results_keep_to_the_classes_asked_for(image: np.ndarray, tmp_path: Path) -> None:
     net = _checkpoint(lively_detector("retinanet", quality="iou", width=32, nc=3), tmp_path)
     chosen = {"imgsz": SIZE, "conf": 0.01, "verbose": False, "nms": "iou"}
-    every, one = (net.predict(image, classes=classes, **chosen)[0].boxes for classes in (None, [1]))
+    every, one, alone, none = (
+        net.predict(image, classes=classes, **chosen)[0].boxes for classes in (None, [1], 1, [9])
+    )
     assert set(every.cls.tolist()) == {0, 1, 2} and set(one.cls.tolist()) == {1}
+    assert torch.equal(one.data, alone.data) and not len(none)
