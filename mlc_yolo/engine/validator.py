@@ -219,7 +219,7 @@ class MLCValidator(DetectionValidator):
     def _refuse_more_classes(self, model: torch.nn.Module) -> None:
         """Refuse data with classes a ported detector has no output for."""
         net = native(model)
-        if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names):
+        if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names) and not self.args.single_cls:
             advice = (
                 "give single_cls=True, which takes them for one" if len(net.names) == 1 else "take the model's data"
             )
