@@ -192,7 +192,7 @@ def test_a_row_is_reproduced_from_a_shell(tiny_data: Path, run_dir: Path) -> Non
     assert done.returncode == 0, done.stderr
     header, line = (run_dir / "results.csv").read_text().splitlines()
     assert header.startswith("row,model,data,images")
-    assert line.startswith("small,yolo11n,data.yaml,4,1,64,8,0.5,0,")
+    assert line.startswith(f"small,yolo11n,{tiny_data.parent.name}/data.yaml,4,1,64,8,0.5,0,")
 
 
 @pytest.mark.slow

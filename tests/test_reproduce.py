@@ -439,7 +439,7 @@ def test_a_row_is_trained_judged_by_its_last_weights_and_recorded(
     assert settings == {
         "row": "tiny",
         "model": "yolo11n",
-        "data": "data.yaml",
+        "data": f"{tiny_data.parent.name}/data.yaml",
         "images": 4,
         "epochs": 3,
         "imgsz": 64,
