@@ -26,6 +26,7 @@
 | `setup_model` returns at once when the model is a module already | trainer: torchvision weights |
 | `freeze` entries may be names; whatever is not named is made to train | trainer: frozen stages |
 | `_setup_scheduler` sets `lf` and a `LambdaLR` `scheduler` | trainer: `lr_steps` |
+| `save_model` writes `last` and `best` by these attributes and reads neither | trainer: whole checkpoints |
 | `_predict_once` reads `f`, `i` and `save` of a model's layers | detectors |
 | exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
 | `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |

@@ -38,6 +38,8 @@ class MLCTrainer(DetectionTrainer):
 
     args: Any
     model: Any
+    last: Any
+    best: Any
 
     def __init__(
         self,
@@ -225,6 +227,21 @@ class MLCTrainer(DetectionTrainer):
         warmup = options.warmup_length(self.args.assigner_warmup, self.args.assigner, self.epochs)
         base = build_assigner(self.args.assigner_base, ours, own=own)
         return Schedule(base, main, min(warmup, max(self.epochs - 1, 0)))
+
+    def save_model(self) -> Any:
+        """Save as upstream does, but last.pt and best.pt are always whole: a run killed while writing keeps the old."""
+        last, best = self.last, self.best
+        self.last, self.best = (path.with_name(f".{path.name}.part") for path in (last, best))
+        try:
+            for stale in (self.last, self.best):  # of a run killed here
+                stale.unlink(missing_ok=True)
+            saved = super().save_model()
+            for written, path in ((self.last, last), (self.best, best)):
+                if written.exists():
+                    written.replace(path)
+        finally:
+            self.last, self.best = last, best
+        return saved
 
     def read_results_csv(self) -> dict[str, list[Any]]:
         """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""

@@ -154,6 +154,12 @@ def test_the_scheduler_is_a_lambda_of_the_epoch() -> None:
     assert isinstance(trainer.scheduler, torch.optim.lr_scheduler.LambdaLR) and trainer.lf(0) == 1.0
 
 
+def test_checkpoints_are_written_by_attribute_and_not_read() -> None:
+    source = inspect.getsource(BaseTrainer.save_model)
+    assert source.count("self.last") == source.count("self.last.write_bytes(") == 1
+    assert source.count("self.best.") == source.count("self.best.write_bytes(") == 1
+
+
 def test_a_models_layers_are_run_in_turn() -> None:
     model = DetectionModel.__new__(DetectionModel)
     nn.Module.__init__(model)
