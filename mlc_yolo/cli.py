@@ -13,9 +13,13 @@ from typing import Any
 from mlc_yolo import __version__
 
 MODES = ("train", "val", "predict", "track", "export", "benchmark", "tune")
-OWN_MODES = ("assignments", "reproduce", "convert", "demo")
+OWN_MODES = ("assignments", "figure", "reproduce", "convert", "split", "demo")
 #: Arguments of convert, and their defaults.
 CONVERT = {"source": None, "output": None, "images": None, "split": None, "link": True, "strict": False}
+#: Arguments of split, and their defaults.
+SPLIT = {"data": None, "percent": (1, 2, 5, 10), "folds": 5, "seed": 0, "output": None}
+#: The bare word after a mode, where it takes one.
+BARE_WORD = {"reproduce": "row", "figure": "kind"}
 SPECIAL = ("help", "version", "checks", "settings", "cfg")
 
 USAGE = """
@@ -23,8 +27,10 @@ USAGE = """
 
     MODE  train, val, predict, track, export, benchmark, tune   as in Ultralytics, with the options below
           assignments   draw which anchors each task trains as positive, under two assigners side by side
+          figure        draw figure 3, 4 or 5 of Mutual Guidance: amplification, guidance or misaligned
           reproduce     train and judge a row of the paper's tables, or a scaled-down version of it
           convert       make a data set to train on of Pascal VOC XML or COCO JSON annotations
+          split         label a part of a data set's training images and name the rest as unlabelled
           demo          train, validate and predict on the built-in demo set
 
     1. Train with mutual labelling and a predicted IoU
@@ -37,8 +43,9 @@ USAGE = """
         mlc-yolo predict model=best.pt source=photos/
         mlc-yolo export model=best.pt format=stock
 
-    4. See who learns what
+    4. See who learns what, and the detections that two models misplace
         mlc-yolo assignments model=best.pt data=mine.yaml assigner=tal,mlc
+        mlc-yolo figure misaligned model=tal.pt other=mlc.pt data=mine.yaml
 
     5. Reproduce a row of the paper (files in cfg/paper), here with a twentieth of its iterations
         mlc-yolo reproduce mlc_table3_retinanet_ml data=coco.yaml scale=0.05
@@ -46,6 +53,10 @@ USAGE = """
     6. Convert annotations; what is wrong with them is reported by file (link=False copies images, strict=True stops)
         mlc-yolo convert source=VOCdevkit/VOC2007 split=trainval,test output=datasets/voc07
         mlc-yolo convert source=train.json,val.json images=train/,val/ output=datasets/mine
+
+    7. Learn from images without labels (or split a labelled set first, to see what they bring)
+        mlc-yolo train model=yolo11n.pt data=few.yaml unlabeled=photos/ ssl=sed
+        mlc-yolo split data=mine.yaml percent=5,10 folds=1
 
     Every argument of Ultralytics works (https://docs.ultralytics.com/usage/cfg). Options of mlc-yolo:
 """
@@ -122,9 +133,9 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
 
     from mlc_yolo.engine import options
 
-    known = {**CONVERT, **DEFAULT_CFG_DICT, **options.defaults()}
+    known = {**CONVERT, **SPLIT, **DEFAULT_CFG_DICT, **options.defaults()}
     known |= dict.fromkeys(("half", "int8", "end2end", "iterations", "space", "use_ray", "count", "save_dir"))
-    known |= dict.fromkeys(("row", "results"))  # of reproduce
+    known |= dict.fromkeys(("row", "results", "kind", "other"))  # of reproduce and figure
     words = (*MODES, *OWN_MODES, *SPECIAL, *TASKS)
     overrides: dict[str, Any] = {}
     mode = None
@@ -149,8 +160,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
             overrides[word] = True
         elif word in known:
             raise UsageError(f"'{word}' needs a value: {word}={known[word]}")
-        elif mode == "reproduce" and "row" not in overrides:
-            overrides["row"] = word
+        elif BARE_WORD.get(str(mode), "") not in {"", *overrides}:
+            overrides[BARE_WORD[str(mode)]] = word
         else:
             raise UsageError(f"'{word}' is not a mode or argument.{_nearest(word, [*words, *known])}")
     if "mode" in overrides:
@@ -160,6 +171,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         raise UsageError(f"expected a mode first, one of {listed}" + (f"; got '{mode}'" if mode else ""))
     if mode == "convert":
         return mode, _convert_arguments(overrides)
+    if mode == "split":
+        return mode, _only("split", overrides, SPLIT, required=("data",))
     ours, overrides = options.split(overrides)
     try:
         if mode == "assignments" and "assigner" in ours:
@@ -194,8 +207,21 @@ class _Command:
             LOGGER.info(f"{report.text(most=20)}\nAll of it is in {report.output / 'report.txt'}. Train with:")
             LOGGER.info(f"mlc-yolo train model=yolo11n.yaml data={report.output / 'data.yaml'} assigner=mlc")
             return
+        if mode == "split":
+            from mlc_yolo.data.split import split
+
+            files = split(**overrides)
+            LOGGER.info(f"Train with:\nmlc-yolo train model=yolo11n.yaml data={files[0]} ssl=sed")
+            return
         from mlc_yolo.engine.model import MLCYOLO
 
+        if mode == "figure":
+            from mlc_yolo.engine.figures import draw_figure
+
+            name, other = overrides.pop("model", None), overrides.pop("other", None)
+            model = None if name is None else MLCYOLO(name)
+            draw_figure(overrides.pop("kind", ""), model, other=other, **overrides)
+            return
         if mode == "reproduce":
             from mlc_yolo.reproduce import prepare
 
@@ -260,12 +286,21 @@ def _convert_arguments(overrides: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UsageError: one is missing, or is not of convert.
     """
-    if unknown := [name for name in overrides if name not in CONVERT]:
-        raise UsageError(f"convert takes {', '.join(CONVERT)}, not {', '.join(unknown)}.")
-    if missing := [name for name in ("source", "output") if overrides.get(name) is None]:
-        raise UsageError(f"convert needs {' and '.join(f'{name}=...' for name in missing)}.")
-    given = {name: value for name, value in overrides.items() if value is not None}
+    given = _only("convert", overrides, CONVERT, required=("source", "output"))
     return {name: value if isinstance(CONVERT[name], bool) else str(value) for name, value in given.items()}
+
+
+def _only(mode: str, overrides: dict[str, Any], takes: dict[str, Any], *, required: Sequence[str]) -> dict[str, Any]:
+    """Return the arguments that are not empty.
+
+    Raises:
+        UsageError: one that is required is missing, or one is not of this mode.
+    """
+    if unknown := [name for name in overrides if name not in takes]:
+        raise UsageError(f"{mode} takes {', '.join(takes)}, not {', '.join(unknown)}.")
+    if missing := [name for name in required if overrides.get(name) is None]:
+        raise UsageError(f"{mode} needs {' and '.join(f'{name}=...' for name in missing)}.")
+    return {name: value for name, value in overrides.items() if value is not None}
 
 
 def _special(word: str, rest: list[str]) -> int:

@@ -1,12 +1,9 @@
-"""Reproduce a row of the paper's tables: train its file of cfg/paper, validate, append a line to results.csv.
-
-A row is one flat file of training arguments, so that `cfg=` of any training takes it too. What the paper reports stands
-in its header as the comment `# paper: AP=37.1`, in the paper's units, and nowhere else: a nested key would be refused
-where the file is used as `cfg=`, and a second file would have to be kept in step.
+"""Reproduce a row of the papers' tables: train its file of cfg/paper, validate, append a line to results.csv.
 
 Two ways to a smaller run, which may be combined. `scale=0.05` keeps the epochs, and with them every boundary of the
 schedule, and gives each epoch that share of the training images (the first by file name, the same in every epoch):
-all stages shrink by the same factor, exactly. `epochs=N` moves the boundaries in proportion, to whole epochs.
+all stages shrink by the same factor, exactly. `epochs=N` moves the boundaries in proportion, to whole epochs. A warm-up
+counted in iterations shrinks by both factors, to whole iterations, so that it stays the same part of the run.
 """
 
 from __future__ import annotations
@@ -16,26 +13,23 @@ import math
 import shlex
 import subprocess
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from difflib import get_close_matches
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from ultralytics.data.build import build_yolo_dataset
-from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, IterableSimpleNamespace
+from ultralytics.utils import LOGGER, IterableSimpleNamespace
 from ultralytics.utils.checks import check_file
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from mlc_yolo import __version__
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.engine import options
 from mlc_yolo.engine.model import MLCYOLO
 from mlc_yolo.resources import resource_dir
+from mlc_yolo.rows import Row, canonical, find_row, read_row, refuse_unknown, rescaled, shrunk
 
 try:
     import fcntl
@@ -48,8 +42,10 @@ MEASURED = {
     "spearman": ("metrics/spearman(B)", 1.0),
     "spearman_pooled": ("metrics/spearman_pooled(B)", 1.0),
     **{f"AR{limit}": (f"metrics/AR@{limit}", 100.0) for limit in (100, 300, 1000)},
+    **{f"VOC_{name}": (f"metrics/voc_{name}_11", 100.0) for name in ("AP", "AP50", "AP75")},
 }
-#: Columns of results.csv. What does not exist is empty; AP, AR, `paper` and `difference` are in percent.
+#: Columns of results.csv. What does not exist is empty. AP, AR, `paper` and `difference` are in percent; AP to APl are
+#: COCO's, VOC_* are Pascal VOC's by 11 points, which is another metric: never compare the one with the other.
 COLUMNS = (
     *("row", "model", "data", "images", "epochs", "imgsz", "batch", "scale", "seed"),
     *MEASURED,
@@ -57,23 +53,10 @@ COLUMNS = (
 )
 #: Where a run happens and is kept: no part of the command that repeats its result.
 PLACE = frozenset({"device", "workers", "project", "name", "exist_ok"})
-#: COCO train2017 without and with its images without objects: another training set has no paper's number beside it.
-COCO_IMAGES = range(117_266, 118_288)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the paper.
-
-    Attributes:
-        name: the file's name without ".yaml".
-        arguments: its training arguments, `model` among them.
-        paper: what the paper reports, by column; AP and AR in percent.
-    """
-
-    name: str
-    arguments: dict[str, Any]
-    paper: dict[str, float]
+_COCO = range(117_266, 118_288)  # train2017 without and with its images without objects
+#: The column that a row is compared by, the first of these that its paper reports -> the training images it was
+#: measured with: COCO's, and VOC's trainval of 2007 and 2012. Another set has no paper's number beside it.
+PAPER_IMAGES = {"VOC_AP": range(16_551, 16_552), "AP": _COCO, "AR1000": _COCO}
 
 
 @dataclass(frozen=True)
@@ -136,8 +119,8 @@ class Run:
             "command": self.command,
         }
         line |= _measured(metrics.results_dict)
-        main = "AP" if "AP" in self.row.paper else "AR1000"
-        if self.comparable and line["images"] in COCO_IMAGES and main in self.row.paper and line[main] is not None:
+        main = next((name for name in PAPER_IMAGES if name in self.row.paper), None)
+        if main and self.comparable and line["images"] in PAPER_IMAGES[main] and line[main] is not None:
             line["paper"] = self.row.paper[main]
             line["difference"] = round(line[main] - line["paper"], 2)
         shown = ", ".join(
@@ -157,21 +140,21 @@ def reproduce(
     results: str | Path | None = None,
     **overrides: Any,
 ) -> dict[str, Any]:
-    """Train a row of the paper, validate it and append one line to results.csv.
+    """Train a row of a paper, validate it and append one line to results.csv.
 
     Args:
         row: path of a row's file, or the name of one in cfg/paper, with or without ".yaml".
         data: data YAML, as for any training.
         scale: share of the training images each epoch sees, in (0, 1]. Not upstream's augmentation of that name,
-            which rows leave off.
+            which stays as the row's file has it.
         results: CSV to append to; default cfg/paper/results.csv of the checkout, or results.csv in the working
             directory when the package is installed.
-        **overrides: training arguments that replace the row's. `epochs` moves lr_steps, assigner_warmup, iou_warmup,
-            warmup_epochs and close_mosaic in proportion, unless they are given too.
+        **overrides: training arguments that replace the row's. `epochs` moves lr_steps, close_mosaic and the lengths of
+            warm-ups, burn-in and ramp in proportion, unless they are given too.
 
     Returns:
         The line: column -> value, None where it does not exist. `paper` and `difference` exist only for the row as it
-        stands, on COCO's training images.
+        stands, on the paper's training images.
 
     Raises:
         FileNotFoundError: no such row or data.
@@ -196,15 +179,18 @@ def prepare(
             raise ValueError(f"{name} does not go with a row; use it with: mlc-yolo train {name}={overrides[name]}")
     if not data:
         raise ValueError("data is missing: name the data set to train on, such as data=coco.yaml")
-    _refuse_unknown(overrides, "reproduce")
+    refuse_unknown(overrides, "reproduce")
 
-    overrides = _canonical(overrides)
+    overrides = canonical(overrides)
     arguments = {**planned.arguments, "name": planned.name}
     if "epochs" in overrides:
         arguments |= rescaled(planned.arguments, overrides["epochs"], given=overrides)
-    arguments = _canonical({**arguments, **overrides})  # once more: two options may contradict each other
+    arguments = canonical({**arguments, **overrides})  # once more: two options may contradict each other
     if scale != 1:
         arguments["fraction"] = float(scale)
+    iterations = arguments.get("warmup_iters")
+    if iterations is not None and "warmup_iters" not in overrides:  # it would win over epochs that were set by hand
+        arguments["warmup_iters"] = None if "warmup_epochs" in overrides else shrunk(iterations, scale)
     destination = _default_results() if results is None else Path(results)
     if destination.exists():
         _refuse_other_columns(destination, destination.read_text(encoding="utf-8"))
@@ -227,100 +213,6 @@ def prepare(
             ["mlc-yolo", "reproduce", planned.name, *(f"{name}={value}" for name, value in told.items())]
         ),
     )
-
-
-def find_row(row: str | Path) -> Path:
-    """Return the file of a row.
-
-    Args:
-        row: a path, or the name of a file in cfg/paper, with or without ".yaml".
-
-    Raises:
-        FileNotFoundError: neither; the nearest names are in the message.
-    """
-    path = Path(row)
-    if path.is_file():
-        return path
-    known = {file.stem: file for file in sorted((resource_dir("cfg") / "paper").glob("*.yaml"))}
-    stem = path.name.removesuffix(".yaml")
-    if stem in known and path.name == str(row):
-        return known[stem]
-    near = get_close_matches(stem, known, n=3, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Rows: {', '.join(known)}"
-    raise FileNotFoundError(f"'{row}' is neither a file nor a row of cfg/paper. {hint}")
-
-
-def read_row(file: Path) -> Row:
-    """Read a row's file.
-
-    Args:
-        file: a flat YAML of training arguments, with what the paper reports in a comment `# paper: AP=37.1 AP50=56.0`.
-
-    Raises:
-        ValueError: no such YAML, an unknown argument, a value outside its domain, or no model or epochs.
-    """
-    text = file.read_text(encoding="utf-8")
-    try:
-        arguments = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(arguments, dict) or not {"model", "epochs"} <= set(arguments):
-        raise ValueError(f"{file} must hold 'key: value' lines, with model and epochs among them.")
-    _refuse_unknown(arguments, str(file))
-    stated = [line.removeprefix("# paper:").split() for line in text.splitlines() if line.startswith("# paper:")]
-    try:
-        paper = {name: float(value) for name, value in (fact.split("=") for facts in stated for fact in facts)}
-    except ValueError as error:
-        raise ValueError(f"{file}: expected '# paper: AP=37.1', numbers by column: {error}") from error
-    return Row(file.name.removesuffix(".yaml"), _canonical(arguments), paper)
-
-
-def rescaled(arguments: Mapping[str, Any], epochs: int, *, given: Collection[str] = ()) -> dict[str, Any]:
-    """Move a schedule's boundaries to a run of another length, in proportion; what is whole stays whole.
-
-    Args:
-        arguments: a row's arguments.
-        epochs: the new length, 1 or more.
-        given: names that are set by hand: left alone.
-
-    Returns:
-        Those of lr_steps, assigner_warmup and iou_warmup (fractions below 1 stay), warmup_epochs and close_mosaic that
-        `arguments` has and `given` has not, moved.
-
-    Raises:
-        ValueError: so few epochs that two boundaries would fall together or a stage would vanish.
-
-    Example:
-        >>> rescaled({"epochs": 24, "lr_steps": [18, 22], "assigner_warmup": 12, "warmup_epochs": 0.06}, 12)
-        {'lr_steps': [9, 11], 'assigner_warmup': 6, 'warmup_epochs': 0.03}
-    """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ValueError(f"epochs={epochs} must be a whole number, 1 or more.")
-    planned = arguments["epochs"]
-    old = {name: arguments[name] for name in _BOUNDARIES if arguments.get(name) is not None and name not in given}
-    for name in ("assigner_warmup", "iou_warmup"):
-        if 0 < old.get(name, 0) < 1:
-            del old[name]
-
-    def moved(length: int) -> dict[str, Any]:
-        ratio = length / planned
-        return {
-            name: [_moved(step, ratio) for step in value] if isinstance(value, list) else _moved(value, ratio)
-            for name, value in old.items()
-        }
-
-    def fits(length: int) -> bool:
-        pairs = sorted(zip(_stages(old, planned), _stages(moved(length), length), strict=True))
-        return all(left[0] == right[0] or left[1] < right[1] for left, right in pairwise(pairs))
-
-    if not fits(epochs):
-        least = next(length for length in range(epochs + 1, planned + 1) if fits(length))
-        settings = ", ".join(f"{name}={value}" for name, value in old.items())
-        raise ValueError(
-            f"epochs={epochs} leaves nothing of a stage of the row's {planned} epochs ({settings}). "
-            f"Take epochs={least} or more, set those by hand too, or shrink every stage alike: scale=0.05"
-        )
-    return moved(epochs)
 
 
 def append_line(path: Path, line: Mapping[str, Any]) -> None:
@@ -347,37 +239,6 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
             if not text.endswith("\n"):  # edited by hand
                 file.write("\n")
         writer.writerow(line)
-
-
-_WARM_UPS = ("assigner_warmup", "iou_warmup", "warmup_epochs")
-_BOUNDARIES = ("lr_steps", *_WARM_UPS, "close_mosaic")
-
-
-def _moved(value: float, ratio: float) -> float:
-    return round(value * ratio) if float(value).is_integer() else value * ratio
-
-
-def _stages(boundaries: Mapping[str, Any], epochs: int) -> list[float]:
-    """Return where stages end, in epochs from the start."""
-    ends = [boundaries[name] for name in _WARM_UPS if name in boundaries]
-    if "close_mosaic" in boundaries:
-        ends.append(epochs - boundaries["close_mosaic"])
-    return [0, *ends, *boundaries.get("lr_steps", []), epochs]
-
-
-def _refuse_unknown(names: Collection[str], where: str) -> None:
-    known = {**DEFAULT_CFG_DICT, **options.defaults()}
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{where}: '{name}' is not an argument of a training.{hint}")
-
-
-def _canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with our options checked and in the form and under the name that `options` gives them."""
-    ours, stock = options.split(arguments)
-    return {**stock, **options.check(ours)}
 
 
 def _data_name(data: str | Path) -> str:

@@ -20,7 +20,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"losses", "metrics", "nms"}),
     frozenset({"heads", "detectors", "data", "plots"}),
     frozenset({"engine"}),
-    frozenset({"compare", "demo", "report", "reproduce"}),
+    frozenset({"compare", "demo", "report", "reproduce", "rows"}),
     frozenset({"cli", "__main__"}),
 )
 PURE = frozenset().union(*LAYERS[:4])

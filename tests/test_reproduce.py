@@ -1,4 +1,4 @@
-"""The paper's rows as files, how a schedule shrinks, and what a run leaves in results.csv."""
+"""What a run of a row takes from its command, and what it leaves in results.csv."""
 
 from __future__ import annotations
 
@@ -11,45 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
-from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import reproduce as module
-from mlc_yolo.engine import options
 from mlc_yolo.engine.model import MLCYOLO
-from mlc_yolo.reproduce import (
-    COLUMNS,
-    append_line,
-    find_row,
-    prepare,
-    read_row,
-    reproduce,
-    rescaled,
-)
+from mlc_yolo.reproduce import COLUMNS, append_line, prepare, reproduce
 from mlc_yolo.resources import resource_dir
 
 PAPER = resource_dir("cfg") / "paper"
-FILES = sorted(PAPER.glob("*.yaml"))
-#: Decides the result of any row; a row that left one out would follow a default that may change.
-NEEDED = {
-    *(
-        "model",
-        "pretrained",
-        "assigner",
-        "assigner_base",
-        "assigner_warmup",
-        "quality",
-        "align_gain",
-        "rescore",
-        "nms_by",
-    ),
-    *("epochs", "lr_steps", "optimizer", "lr0", "lrf", "cos_lr", "momentum", "weight_decay", "batch", "nbs"),
-    *("warmup_epochs", "warmup_momentum", "warmup_bias_lr", "time", "patience", "amp", "freeze", "seed"),
-    *("imgsz", "rect", "multi_scale", "fraction", "single_cls", "classes", "fliplr", "flipud", "hsv_h", "hsv_s"),
-    *("hsv_v", "degrees", "translate", "scale", "shear", "perspective", "bgr", "mosaic", "close_mosaic", "mixup"),
-    *("cutmix", "copy_paste", "auto_augment", "erasing", "split", "conf", "iou", "max_det", "agnostic_nms", "augment"),
-    *("nms_by", "coco_eval"),
-}
-SCHEDULE = {"epochs": 19, "lr_steps": [16, 18], "assigner_warmup": 12, "warmup_epochs": 0.068, "close_mosaic": 0}
 
 #: A row as cfg/paper has them, of a size for a test.
 TINY = """# A tiny row.
@@ -86,178 +54,6 @@ def _lines(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-# The files ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_row_of_the_five_tables_has_a_file() -> None:
-    # Rows that two tables share have one file: FCOS-, + mutual labelling and + IUR of table 3 are in tables 1 and 2.
-    count = {f"mlc_table{table}": 0 for table in range(1, 6)}
-    for file in FILES:
-        count[file.stem[:10]] += 1
-    assert count == {"mlc_table1": 3, "mlc_table2": 3, "mlc_table3": 5, "mlc_table4": 4, "mlc_table5": 5}
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_row_is_flat_complete_and_known(file: Path) -> None:
-    row = read_row(file)
-    assert row.arguments == yaml.safe_load(file.read_text(encoding="utf-8"))  # options as `options.check` gives them
-    needed = NEEDED | ({"mlc_alpha", "mlc_tasks", "mlc_candidates"} if row.arguments["assigner"] == "mlc" else set())
-    needed |= {"iou_gain", "iou_warmup"} if row.arguments["quality"] == "iou" else set()
-    assert needed - set(row.arguments) == set()
-    assert set(row.arguments) - set(DEFAULT_CFG_DICT) - set(options.defaults()) == set()
-    assert not any(isinstance(value, dict) for value in row.arguments.values())
-    assert "data" not in row.arguments
-
-
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_a_rows_header_says_how_to_run_it_what_to_expect_and_how_long(file: Path) -> None:
-    header = file.read_text(encoding="utf-8").split("\n\n")[0]
-    row = read_row(file)
-    assert f"mlc-yolo reproduce cfg/paper/{file.name} data=coco.yaml" in header
-    assert "hours on 8 V100s" in header
-    assert set(row.paper) <= set(COLUMNS) and {"AP", "AR1000"} & set(row.paper)
-    assert ("AR1000" in row.paper) == row.arguments["single_cls"] == row.arguments["model"].startswith("rpn")
-
-
-def test_table_five_has_the_long_schedule_and_the_others_the_short_one() -> None:
-    for file in FILES:
-        row = read_row(file).arguments
-        expected = (24, [18, 22]) if "table5" in file.stem else (19, [16, 18])
-        assert (row["epochs"], row["lr_steps"]) == expected
-
-
-def test_rows_of_one_detector_and_schedule_differ_in_the_papers_switches_alone() -> None:
-    switches = {
-        "assigner",
-        "assigner_warmup",
-        "mlc_alpha",
-        "mlc_tasks",
-        "mlc_candidates",
-        "quality",
-        "iou_gain",
-        "iou_warmup",
-    }
-    switches |= {"align_gain", "rescore", "nms_by"}
-    families: dict[tuple[str, int], dict[str, Any]] = {}
-    for file in FILES:
-        row = read_row(file).arguments
-        rest = {name: value for name, value in row.items() if name not in switches}
-        assert families.setdefault((row["model"], row["epochs"]), rest) == rest
-    assert len(families) == 5
-
-
-def test_the_committed_results_have_the_columns_that_runs_append() -> None:
-    assert (PAPER / "results.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
-
-
-# Finding and reading --------------------------------------------------------------------------------------------------
-
-
-def test_a_row_is_found_by_path_and_by_name() -> None:
-    file = PAPER / "mlc_table3_retinanet_ml.yaml"
-    assert find_row(file) == find_row("mlc_table3_retinanet_ml") == find_row(file.name) == file
-
-
-def test_an_unknown_row_names_the_nearest() -> None:
-    with pytest.raises(FileNotFoundError, match="Did you mean mlc_table3_retinanet_ml"):
-        find_row("mlc_table3_retinanet_mll")
-    with pytest.raises(FileNotFoundError, match="Rows: mlc_table1"):
-        find_row("x")
-
-
-def test_the_papers_numbers_are_read_from_the_header(tiny_row: Path) -> None:
-    row = read_row(tiny_row)
-    assert (row.name, row.paper) == ("tiny", {"AP": 12.5, "spearman": 0.25})
-    assert row.arguments["epochs"] == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("- a list", "must hold 'key: value' lines"),
-        ("model: yolo11n.yaml", "model and epochs"),
-        ("model: [", "cannot be read"),
-        (TINY + "epohcs: 3\n", "Did you mean 'epochs'"),
-        (TINY.replace("AP=12.5", "AP=high"), "expected '# paper: AP=37.1'"),
-    ],
-)
-def test_a_file_that_is_no_row_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "row.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_row(file)
-
-
-# A run of another length ----------------------------------------------------------------------------------------------
-
-
-def test_a_schedule_of_its_own_length_stays_as_it_is() -> None:
-    assert {"epochs": 19, **rescaled(SCHEDULE, 19)} == SCHEDULE
-
-
-def test_boundaries_move_in_proportion_to_whole_epochs() -> None:
-    # 10/19 of 16, 18 and 12 is 8.42, 9.47 and 6.32
-    moved = rescaled(SCHEDULE, 10)
-    assert moved.pop("warmup_epochs") == pytest.approx(0.068 * 10 / 19)
-    assert moved == {"lr_steps": [8, 9], "assigner_warmup": 6, "close_mosaic": 0}
-
-
-def test_the_two_switches_of_the_paper_move_together() -> None:
-    moved = rescaled({**SCHEDULE, "iou_warmup": 12}, 10)
-    assert moved["iou_warmup"] == moved["assigner_warmup"] == 6
-
-
-def test_a_longer_run_moves_boundaries_too() -> None:
-    doubled = rescaled(SCHEDULE, 38)
-    assert doubled == {"lr_steps": [32, 36], "assigner_warmup": 24, "warmup_epochs": 0.136, "close_mosaic": 0}
-
-
-def test_whole_warm_up_epochs_stay_whole_and_mosaic_closes_in_proportion() -> None:
-    assert rescaled({"epochs": 100, "warmup_epochs": 3.0, "close_mosaic": 10}, 50) == {
-        "warmup_epochs": 2,  # 1.5, and halves go to the even side
-        "close_mosaic": 5,
-    }
-
-
-def test_a_warm_up_that_is_a_fraction_of_the_run_or_left_open_needs_no_change() -> None:
-    assert rescaled({"epochs": 20, "assigner_warmup": 0.4}, 10) == {}
-    assert rescaled({"epochs": 20, "assigner_warmup": None, "iou_warmup": 0.4}, 10) == {}
-    assert rescaled({"epochs": 20, "assigner_warmup": 0}, 1) == {"assigner_warmup": 0}
-
-
-def test_what_is_set_by_hand_is_left_alone() -> None:
-    assert set(rescaled(SCHEDULE, 4, given={"lr_steps", "epochs"})) == {
-        "assigner_warmup",
-        "warmup_epochs",
-        "close_mosaic",
-    }
-
-
-@pytest.mark.parametrize("epochs", range(1, 10))
-def test_too_few_epochs_for_every_stage_are_refused_and_the_fewest_are_named(epochs: int) -> None:
-    # At 9: 16 -> 7.58, 18 -> 8.53, both rounded up: 8 and 9, and 9 is the end.
-    with pytest.raises(ValueError, match="Take epochs=10 or more"):
-        rescaled(SCHEDULE, epochs)
-
-
-def test_every_accepted_length_keeps_every_stage() -> None:
-    for epochs in range(10, 60):
-        moved = rescaled(SCHEDULE, epochs)
-        assert 0 < moved["warmup_epochs"] < moved["assigner_warmup"] < moved["lr_steps"][0]
-        assert moved["lr_steps"][0] < moved["lr_steps"][1] < epochs
-
-
-def test_closing_mosaic_must_keep_an_epoch() -> None:
-    with pytest.raises(ValueError, match="close_mosaic=1"):
-        rescaled({"epochs": 30, "close_mosaic": 1}, 10)
-
-
-@pytest.mark.parametrize("epochs", [0, -1, 2.5, True, "ten"])
-def test_a_length_that_is_none_is_refused(epochs: Any) -> None:
-    with pytest.raises(ValueError, match="must be a whole number"):
-        rescaled(SCHEDULE, epochs)
-
-
 # Before anything is written -------------------------------------------------------------------------------------------
 
 
@@ -266,6 +62,20 @@ def test_scale_shrinks_every_stage_alike_by_the_share_of_the_images(tiny_row: Pa
     part = prepare(tiny_row, data=tiny_data, scale=0.05)
     assert part.arguments == {**whole.arguments, "fraction": 0.05}
     assert "fraction" not in whole.arguments
+
+
+def test_a_warm_up_in_iterations_shrinks_by_both_factors(tiny_row: Path, tiny_data: Path) -> None:
+    tiny_row.write_text(TINY + "warmup_iters: 50\n")
+    assert prepare(tiny_row, data=tiny_data, epochs=6).arguments["warmup_iters"] == 100
+    assert prepare(tiny_row, data=tiny_data, scale=0.1).arguments["warmup_iters"] == 5
+    assert prepare(tiny_row, data=tiny_data, scale=0.1, epochs=6).arguments["warmup_iters"] == 10
+    assert prepare(tiny_row, data=tiny_data, scale=0.1, epochs=6, warmup_iters=7).arguments["warmup_iters"] == 7
+
+
+def test_a_warm_up_in_epochs_set_by_hand_replaces_one_in_iterations(tiny_row: Path, tiny_data: Path) -> None:
+    tiny_row.write_text(TINY + "warmup_iters: 50\n")
+    run = prepare(tiny_row, data=tiny_data, scale=0.1, warmup_epochs=1)
+    assert (run.arguments["warmup_iters"], run.arguments["warmup_epochs"]) == (None, 1)
 
 
 def test_epochs_and_scale_may_be_combined_and_overrides_win(tiny_row: Path, tiny_data: Path) -> None:
@@ -358,6 +168,10 @@ def test_an_installed_package_writes_into_the_working_directory(
 # results.csv ----------------------------------------------------------------------------------------------------------
 
 
+def test_the_committed_results_have_the_columns_that_runs_append() -> None:
+    assert (PAPER / "results.csv").read_text(encoding="utf-8").splitlines()[0] == ",".join(COLUMNS)
+
+
 def test_a_line_is_appended_under_the_header(tmp_path: Path) -> None:
     path = tmp_path / "new" / "results.csv"
     append_line(path, {**dict.fromkeys(COLUMNS), "row": "a", "AP": 37.1, "command": "say 'x, y'"})
@@ -400,11 +214,13 @@ def test_what_was_not_measured_is_empty_and_the_rest_in_the_papers_unit() -> Non
         "metrics/coco_AP": 0.37149,
         "metrics/coco_APs": -1.0,  # pycocotools: no object of that size
         "metrics/AR@1000": 0.586,
+        "metrics/voc_AP_11": 0.5214,
+        "metrics/voc_AP_area": 0.5,  # VOC2010's; the papers report 11 points
         "metrics/spearman(B)": -0.12345,
         "metrics/spearman_pooled(B)": math.nan,
     }
     line = {name: value for name, value in module._measured(found).items() if value is not None}
-    assert line == {"AP": 37.15, "AR1000": 58.6, "spearman": -0.123}
+    assert line == {"AP": 37.15, "AR1000": 58.6, "VOC_AP": 52.14, "spearman": -0.123}
 
 
 def test_the_commit_is_the_checkouts_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -465,7 +281,7 @@ def test_the_paper_stands_beside_an_unchanged_row_on_the_papers_images(
 ) -> None:
     place = {"project": str(run_dir), "results": tmp_path / "results.csv"}
     assert reproduce(tiny_row, data=tiny_data, **place)["paper"] is None  # 8 images are not COCO
-    monkeypatch.setattr(module, "COCO_IMAGES", range(8, 9))
+    monkeypatch.setitem(module.PAPER_IMAGES, "AP", range(8, 9))
     line = reproduce(tiny_row, data=tiny_data, **place)
     assert line["paper"] == 12.5
     assert line["difference"] == pytest.approx(line["AP"] - 12.5, abs=0.005)

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the IoU channel, and stock weights put under it.
+"""What a checkpoint says about the IoU channel and the resize, and stock weights put under it.
 
 An IoU-aware checkpoint is a stock one with more tensors: the extra convolutions stand beside the stock layers. So
 weights move both ways through Ultralytics' own `load`, which takes whatever agrees in name and shape.
@@ -18,7 +18,7 @@ from ultralytics.utils import LOGGER
 
 from mlc_yolo.heads.iou_aware import has_iou_channel
 
-__all__ = ["load_stock_weights", "read_marker", "wants_iou_channel", "write_marker"]
+__all__ = ["load_stock_weights", "read_marker", "wants_iou_channel", "wants_warp", "write_marker"]
 
 _KEY = "mlc"
 _IOU_TENSORS = "cv_iou."  # in the name of every tensor of the channel, on both branches
@@ -55,6 +55,18 @@ def wants_iou_channel(option: bool | None, weights: nn.Module | None) -> bool:
     if weights is None or has_iou_channel(weights):
         return True
     return bool(read_marker(weights).get("iou_head", True))
+
+
+def wants_warp(option: str | None, model: nn.Module | None) -> bool:
+    """Settle `resize`: whether images are stretched to the input instead of padded.
+
+    Args:
+        option: the option as given; None means "as in the checkpoint, else letterbox".
+        model: the checkpoint's model; None when there is none.
+    """
+    if option is None and model is not None:
+        option = read_marker(model).get("resize")
+    return option == "warp"
 
 
 def load_stock_weights(

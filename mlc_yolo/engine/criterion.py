@@ -119,6 +119,14 @@ class PerTaskLoss(v8DetectionLoss):
         distances = preds["boxes"].permute(0, 2, 1).contiguous()
         return self._inputs(preds, batch, priors, self.bbox_decode(priors.points / priors.strides[:, None], distances))
 
+    def decoded(self, preds: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Return boxes (B, A, 4), xyxy px, and their distributions' logits (B, A, 4, R) where R > 1, with gradients."""
+        priors = self._priors(preds)
+        distances = preds["boxes"].permute(0, 2, 1).contiguous()
+        strides = priors.strides[:, None]
+        boxes = self.bbox_decode(priors.points / strides, distances) * strides
+        return boxes, distances.unflatten(2, (4, -1)) if self.use_dfl else None
+
     def _upstream_step(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> _Step:
         assigned, losses, items = self.get_assigned_targets_and_loss(preds, batch)
         positive, _, boxes, _, _ = assigned

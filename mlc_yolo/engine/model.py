@@ -20,10 +20,10 @@ from mlc_yolo.detectors.config import bundled, complete, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
-from mlc_yolo.engine.checkpoint import read_marker, write_marker
-from mlc_yolo.engine.predictor import MLCPredictor
+from mlc_yolo.engine.checkpoint import read_marker, wants_warp, write_marker
+from mlc_yolo.engine.predictor import LetterboxPredictor, MLCPredictor, WarpPredictor
+from mlc_yolo.engine.semi import SemiTrainer
 from mlc_yolo.engine.stock_export import NEEDS_STOCK, export_stock, to_stock
-from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.engine.tuner import MLCTuner
 from mlc_yolo.engine.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, rank_by_iou, set_rescore
@@ -39,6 +39,8 @@ class MLCYOLO(YOLO):
         >>> model.train(data="mine.yaml", assigner="mlc", epochs=100)  # doctest: +SKIP
         >>> model.val()  # doctest: +SKIP
     """
+
+    predictor: Any
 
     def __init__(self, model: str | Path | Model = "yolo11n.yaml", task: str | None = None, verbose: bool = False):
         """Load or build a model.
@@ -72,7 +74,7 @@ class MLCYOLO(YOLO):
         """Upstream's classes by task, with ours for detection."""
         ours = {
             "model": DetectionModel,
-            "trainer": MLCTrainer,
+            "trainer": SemiTrainer,
             "validator": MLCValidator,
             "predictor": MLCPredictor,
         }
@@ -153,9 +155,14 @@ class MLCYOLO(YOLO):
         return super().val(validator, **kwargs)
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
-        """Predict as upstream does; `rescore=False` ranks by the class score alone."""
-        self._prepared(kwargs)
+        """Predict as upstream does; `rescore=False` ranks by the class score alone, `resize` overrules the model's."""
+        ours = self._prepared(kwargs)
         _, stock = options.split(kwargs)
+        if predictor is None and self.task == "detect":
+            overruling = {"warp": WarpPredictor, "letterbox": LetterboxPredictor}
+            predictor = overruling.get(str(ours.get("resize"))) or self._smart_load("predictor")
+            if type(self.predictor) is not predictor:
+                self.predictor = None
         return super().predict(source=source, stream=stream, predictor=predictor, **stock)
 
     def export(self, **kwargs: Any) -> str:
@@ -180,6 +187,11 @@ class MLCYOLO(YOLO):
             raise ValueError(
                 f"{asked} is for YOLO; {self.model.kind} models are exported at a fixed size, to a format that takes "
                 "any PyTorch model, such as format=onnx imgsz=640"
+            )
+        if isinstance(self.model, torch.nn.Module) and wants_warp(None, self.model):
+            LOGGER.warning(
+                "this model expects images warped to the input, which an exported file does not say: predict and "
+                "validate it with resize=warp, or stretch images yourself"
             )
         if target == "stock":
             self._check_is_pytorch_model()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
+from os import PathLike
 from types import SimpleNamespace
 from typing import Any
 
@@ -26,6 +27,12 @@ OWN: dict[str | None, dict[str, Any]] = {
     "rpn": {**_MAX_IOU, "mlc_alpha": 2.0},
     **dict.fromkeys(("fssd", "retinanet_fssd", "rfbnet", "pafpn"), _MAX_IOU),
 }
+
+#: Arguments of upstream's that take a word of ours as well -> our option.
+_WORDS = {"nms": "nms_by", "augment": "augmentation"}
+
+#: Options that are whole epochs, or a fraction of the run below 1.
+_LENGTHS = ("assigner_warmup", "iou_warmup", "ssl_burn_in", "ssl_ramp")
 
 #: Value of `assigner` in files and logs when the user handed over an assigner object.
 CUSTOM = "custom"
@@ -51,15 +58,17 @@ def split(args: Mapping[str, Any] | SimpleNamespace | None) -> tuple[dict[str, A
         args: arguments as a mapping or a namespace; None is an empty mapping.
 
     Returns:
-        (ours, stock): two new dicts; together they hold every entry of `args`. `nms=iou` and `nms=standard` are ours,
-        under the name `nms_by`; any other `nms` is upstream's.
+        (ours, stock): two new dicts; together they hold every entry of `args`. Where `nms` and `augment` are words,
+        such as `nms=iou`, they are ours, under the names `nms_by` and `augmentation`; otherwise they are upstream's.
     """
-    mapping = vars(args) if hasattr(args, "__dict__") else dict(args or {})
+    mapping = dict(vars(args) if hasattr(args, "__dict__") else args or {})
     known = specifications()
-    if mapping.get("nms") in known["nms_by"]["choices"]:
-        if mapping.get("nms_by", mapping["nms"]) not in (mapping["nms"], known["nms_by"]["default"]):
-            raise ValueError(f"nms={mapping['nms']} and nms_by={mapping['nms_by']} contradict each other: give one")
-        mapping = {**{name: value for name, value in mapping.items() if name != "nms"}, "nms_by": mapping["nms"]}
+    for short, name in _WORDS.items():
+        if isinstance(mapping.get(short), str):
+            word = mapping.pop(short)
+            if mapping.get(name, word) not in (word, known[name]["default"]):
+                raise ValueError(f"{short}={word} and {name}={mapping[name]} contradict each other: give one")
+            mapping[name] = word
     ours = {name: value for name, value in mapping.items() if name in known}
     return ours, {name: value for name, value in mapping.items() if name not in known}
 
@@ -157,6 +166,8 @@ def _checked(name: str, value: Any) -> Any:
         return value
     if spec["type"] == "epochs":
         return _checked_epochs(name, value)
+    if spec["type"] == "path":
+        return _checked_paths(name, value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} ({type(value).__name__}) must be a number.")
     return _checked_number(name, value, spec)
@@ -180,8 +191,12 @@ def _checked_number(name: str, value: float, spec: dict[str, Any]) -> float:
         raise ValueError(f"{name}={value} must be {spec['minimum']} or more{_default(spec)}.")
     if "above" in spec and value <= spec["above"]:
         raise ValueError(f"{name}={value} must be above {spec['above']}{_default(spec)}.")
-    if name in ("assigner_warmup", "iou_warmup") and value >= 1 and value != int(value):
+    if "maximum" in spec and value > spec["maximum"]:
+        raise ValueError(f"{name}={value} must be {spec['maximum']} or less{_default(spec)}.")
+    if name in _LENGTHS and value >= 1 and value != int(value):
         raise ValueError(f"{name}={value} must be whole epochs, or a fraction of the run below 1.")
+    if name == "warmup_iters" and value != int(value):
+        raise ValueError(f"{name}={value} must be a whole number of iterations.")
     return value
 
 
@@ -195,6 +210,15 @@ def _checked_epochs(name: str, value: Any) -> list[int]:
     if not epochs or epochs != sorted(set(epochs)) or epochs[0] < 1:
         raise ValueError(f"{name}={value!r} must be rising epochs from 1 on, such as {name}=16,18")
     return epochs
+
+
+def _checked_paths(name: str, value: Any) -> str | list[str]:
+    """Accept a path, or several in a list; text as Ultralytics' files can hold it is returned."""
+    several = value if isinstance(value, list | tuple) else [value]
+    if not several or not all(isinstance(each, str | PathLike) and str(each) for each in several):
+        raise TypeError(f"{name}={value!r} must be a path, or a list of paths")
+    paths = [str(each) for each in several]
+    return paths if isinstance(value, list | tuple) else paths[0]
 
 
 def _default(spec: dict[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from copy import copy
+from functools import partial
 from typing import Any
 
+import torch
 from torch import nn, optim
 from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.models.yolo.detect import DetectionTrainer
@@ -13,12 +15,13 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
+from mlc_yolo.data.datasets import build
 from mlc_yolo.data.resolve import redraw_missing, resolve_data
 from mlc_yolo.detectors.config import find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options
-from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, write_marker
+from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, wants_warp, write_marker
 from mlc_yolo.engine.criterion import build_criterion
 from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.engine.validator import MLCValidator
@@ -38,6 +41,7 @@ class MLCTrainer(DetectionTrainer):
 
     args: Any
     model: Any
+    ema: Any = None
     last: Any
     best: Any
 
@@ -83,6 +87,17 @@ class MLCTrainer(DetectionTrainer):
         super().__init__(base, overrides, _callbacks)
         if assigner is not None and self.ddp:
             raise ValueError("an assigner object trains on one device: choose one, such as device=0")
+        if self.args.augmentation == "ssd":
+            if self.data["channels"] != 3:
+                raise ValueError(
+                    f"augment=ssd distorts colours: expected images of 3 channels, {self.args.data} has "
+                    f"{self.data['channels']}"
+                )
+            if RANK in {-1, 0}:
+                LOGGER.info(
+                    "augment=ssd: mosaic, mixup, cutmix, copy_paste, hsv_*, degrees, translate, scale, shear, "
+                    "perspective, flipud, fliplr, bgr and augmentations have no effect"
+                )
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults."""
@@ -132,7 +147,7 @@ class MLCTrainer(DetectionTrainer):
         if wanted:
             add_iou_channel(model.model[-1])
         self._set_ranking(model)
-        write_marker(model, iou_head=wanted, rescore=self.args.rescore, nms_by=self.args.nms_by)
+        write_marker(model, iou_head=wanted, **self._facts(weights))
         if weights is not None:
             load_stock_weights(model, weights, verbose=verbose)
         return model
@@ -158,8 +173,13 @@ class MLCTrainer(DetectionTrainer):
         if weights is not None:
             model.load(weights, verbose=verbose)
         self._set_ranking(model)
-        write_marker(model, rescore=self.args.rescore, nms_by=self.args.nms_by)
+        write_marker(model, **self._facts(weights))
         return model
+
+    def _facts(self, weights: nn.Module | None) -> dict[str, bool | str]:
+        """Return what the model's checkpoint shall say of this run, a resize taken over from `weights` included."""
+        resize = {"resize": "warp"} if wants_warp(self.args.resize, weights) else {}
+        return {"rescore": self.args.rescore, "nms_by": self.args.nms_by, **resize}
 
     def _set_ranking(self, model: DetectionModel) -> None:
         """Make the head rank its boxes as asked, and refuse what it has no layer for."""
@@ -183,6 +203,33 @@ class MLCTrainer(DetectionTrainer):
             layers = list(asked) if isinstance(asked, list) else list(range(asked or 0))
             self.args.freeze = [*layers, *(name for name in self.model.frozen if name not in layers)] or None
         return ckpt
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build the data set as upstream does; of other images with `resize=warp` or `augment=ssd`."""
+        return build(
+            partial(super().build_dataset, img_path, mode, batch),
+            self.args,
+            warp=wants_warp(None, _trained(unwrap_model(self.model))),
+            ssd=self.args.augmentation == "ssd" and mode == "train",
+        )
+
+    def _close_dataloader_mosaic(self) -> None:
+        """End the mosaic as upstream does, where there is one."""
+        if self.args.augmentation != "ssd":
+            super()._close_dataloader_mosaic()
+
+    def _get_warmup_iterations(self, num_batches: int) -> int:
+        """Return `warmup_iters`, or what upstream's `warmup_epochs` comes to where it is empty."""
+        asked = self.args.warmup_iters
+        if asked is None:
+            iterations: int = super()._get_warmup_iterations(num_batches)
+            return iterations
+        if asked >= num_batches * self.epochs and not self.args.time:  # a timed run may turn out shorter than planned
+            raise ValueError(
+                f"warmup_iters={asked} must end before the run: epochs={self.epochs} of {num_batches} batches are "
+                f"{num_batches * self.epochs} iterations"
+            )
+        return int(asked)
 
     def _setup_scheduler(self) -> None:
         """Divide the learning rate by ten at `lr_steps`, where they are given; else as upstream does."""
@@ -228,8 +275,23 @@ class MLCTrainer(DetectionTrainer):
         base = build_assigner(self.args.assigner_base, ours, own=own)
         return Schedule(base, main, min(warmup, max(self.epochs - 1, 0)))
 
+    def validate(self) -> Any:
+        """Validate as upstream does; with `ema=False` the weights as they are."""
+        self._take_trained_weights()
+        return super().validate()
+
+    def _take_trained_weights(self) -> None:
+        """With `ema=False`, copy the weights to where upstream expects the averaged ones, buffers included."""
+        if self.ema is None or self.ema.enabled:
+            return
+        trained = unwrap_model(self.model).state_dict()
+        with torch.no_grad():
+            for name, tensor in self.ema.ema.state_dict().items():  # of a distilled model, the student
+                tensor.copy_(trained[name])
+
     def save_model(self) -> Any:
         """Save as upstream does, but last.pt and best.pt are always whole: a run killed while writing keeps the old."""
+        self._take_trained_weights()  # without a validation nothing has done it
         last, best = self.last, self.best
         self.last, self.best = (path.with_name(f".{path.name}.part") for path in (last, best))
         try:
@@ -277,7 +339,9 @@ class MLCTrainer(DetectionTrainer):
             criterion.schedule = self.schedule()
             warmup = criterion.schedule.warmup
         criterion.epoch = self.epoch
-        if self.ema:  # gives the validation losses; some upstream versions copy it before the criterion is attached
+        if self.ema:
+            self.ema.enabled = self.args.ema  # upstream makes a new one when it resumes or recovers
+            # It gives the validation losses; some upstream versions copy it before the criterion is attached.
             _trained(self.ema.ema).criterion = criterion
         if RANK in {-1, 0} and warmup and self.epoch in {self.start_epoch, warmup}:
             stage = self.args.assigner_base if self.epoch < warmup else self.args.assigner

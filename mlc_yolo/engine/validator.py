@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 from ultralytics.utils.metrics import DetMetrics
 
+from mlc_yolo.data.datasets import build
 from mlc_yolo.data.flags import difficult_rows, read_flags
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
+from mlc_yolo.engine.checkpoint import wants_warp
 from mlc_yolo.engine.postprocess import detections, extra_channels, native
 from mlc_yolo.metrics import coco, proposals, voc
 from mlc_yolo.metrics.divergence import (
@@ -181,6 +185,7 @@ class MLCValidator(DetectionValidator):
         super().__init__(dataloader, save_dir, stock, _callbacks)
         self.options = {**options.defaults(), **options.check(ours)}
         self.metrics = MLCMetrics(coco_eval=self.options["coco_eval"], voc_eval=self.options["voc_eval"])
+        self._warp = False
         self._difficult: dict[str, np.ndarray] = {}  # image file -> (M,) bool
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
         self._extras: tuple[str, ...] = ()
@@ -209,6 +214,20 @@ class MLCValidator(DetectionValidator):
                 rows = np.concatenate((label["cls"].reshape(-1, 1), label["bboxes"]), 1)
                 path = label["im_file"]
                 self._difficult[path] = difficult_rows(flags.get(Path(path).stem), rows)
+
+    def get_model(self, model: Any, trainer: Any = None) -> Any:
+        """Return the model to validate; in a validation of its own, images are resized as in the model's training."""
+        chosen = super().get_model(model, trainer)
+        if self.dataloader is None:
+            source = chosen or self.args.model
+            if not isinstance(source, torch.nn.Module):
+                source = load_checkpoint(source)[0] if str(source).endswith(".pt") else None
+            self._warp = wants_warp(self.options["resize"], source)
+        return chosen
+
+    def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+        """Build the data set as upstream does; with `resize=warp`, of images stretched to the input size."""
+        return build(partial(super().build_dataset, img_path, mode, batch), self.args, warp=self._warp)
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
         """Return the loader; with `single_cls` the data has one class, whatever its YAML says."""

@@ -282,9 +282,7 @@ def contend(quality: np.ndarray) -> np.ndarray:
     quality = quality.copy()
     for k in range(len(quality)):
         if quality[k].max() > 0:
-            best = int(quality[k].argmax())
-            quality[k, best] = -1.0  # marked, so that objects do not see one another's 1
-    quality[quality < 0] = 1.0
+            quality[k, int(quality[k].argmax())] = 1.0
     kept = np.zeros_like(quality)
     for a in range(quality.shape[1]):
         k = int(quality[:, a].argmax())

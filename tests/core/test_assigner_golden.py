@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 import torch
@@ -203,6 +204,59 @@ def test_mutual_guidance_lets_the_tasks_disagree_about_an_anchor() -> None:
     assert result.classification.weight[0].tolist() == [1, 1, 1, 0, 1]
 
 
+# The shape of the paper's figure 2. The object is 10 x 10 px; every box has its top left corner and width, so that a
+# height of h px is an IoU of h / 10. Scores are 0 or 1; with sigma 2 the amplified IoU is the prior IoU at score 0,
+# its root at score 1.
+#   prior  IoU   static     decoded  cls        score  amplified          loc
+#   A      .90   positive   .95      positive   1      1 (best, forced)   positive
+#   B      .80   positive   .90      positive   1      .894^2 = .80       positive
+#   C      .70   positive   .20      negative   1      .837^2 = .70       positive   the paper's C
+#   D      .65   positive   .88      positive   1      .806^2 = .65       positive
+#   E      .60   positive   .80      positive   0      .60                -          C's contrary
+#   F      .50   positive   .30      negative   0      .50                -          dropped by both
+#   G      .48   ignored    .60      ignored    1      .693^2 = .48       positive
+#   H      .45   ignored    .85      positive   1      .671^2 = .45       positive   promoted by both
+#   I      .40   ignored    .70      ignored    0      .40                -
+#   J      .36   negative   .75      positive   0      .36                -
+#   K      .30   negative   .50      ignored    0      .30                -
+#   L      .20   negative   .10      negative   1      .447^2 = .20       -
+#   M      .10   negative   .00      negative   1      .316^2 = .10       -
+# Np = A to F = 6, F at the threshold itself; Ni = G, H, I = 3, I at the threshold itself.
+# Decoded, falling: A B D H E J | I G K | F C L, and M misses. Amplified, falling: A B C D G H | E F L I J M K.
+FIGURE_PRIORS = priors(*((0, 0, 10, h) for h in (9, 8, 7, 6.5, 6, 5, 4.8, 4.5, 4, 3.6, 3, 2, 1)))
+FIGURE = predictions(
+    [[p] for p in (1.0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0, 1, 1)],
+    [(0, 0, 10, h) for h in (9.5, 9, 2, 8.8, 8, 3, 6, 8.5, 7, 7.5, 5, 1, 0)],
+)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "classification", "localization"),
+    [
+        ("both", "PPNPPNIPIPINN", "PPPPNNPPNNNNN"),
+        ("l2c", "PPNPPNIPIPINN", "PPPPPPNNNNNNN"),
+        ("c2l", "PPPPPPIIINNNN", "PPPPNNPPNNNNN"),
+    ],
+)
+def test_mutual_guidance_labels_thirteen_anchors_as_in_the_papers_figure_two(
+    tasks: Literal["both", "l2c", "c2l"], classification: str, localization: str
+) -> None:
+    result = MutualGuidance(tasks=tasks)(FIGURE, FIGURE_PRIORS, targets((0, TEN)))
+    role = {"N": N, "P": P, "I": I}
+    assert roles(result.classification) == [role[letter] for letter in classification]
+    assert roles(result.localization) == [role[letter] for letter in localization]
+
+
+def test_mutual_guidance_counts_after_the_objects_have_contended() -> None:
+    # Objects X 10 x 10 and Y 10 x 6 share a corner; priors of heights 10, 8, 6, 5.5 and boxes that predict X, X, Y, Y.
+    # IoU with X 1 .8 .6 .55, with Y .6 .75 1 .917 (6/10, 6/8, 6/6, 5.5/6). Priors 0 and 1 stay with X, 2 and 3 with Y:
+    # Np = 2 each, though X alone would have counted 4. Decoded likewise: 1 and .6 against .6 and 1.
+    anchors = priors(*((0, 0, 10, h) for h in (10, 8, 6, 5.5)))
+    found = predictions([[0.0]] * 4, [TEN, TEN, (0, 0, 10, 6), (0, 0, 10, 6)])
+    result = MutualGuidance()(found, anchors, targets((0, TEN), (0, (0, 0, 10, 6))))
+    assert slots(result.classification) == slots(result.localization) == [0, 0, 1, 1]
+
+
 def test_mutual_guidance_of_one_task_leaves_the_other_to_static_matching() -> None:
     # Static: prior IoU 1 (forced) .55 | .45 | .2 0.
     found = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
@@ -215,6 +269,13 @@ def test_mutual_guidance_of_one_task_leaves_the_other_to_static_matching() -> No
 def test_mutual_guidance_never_promotes_a_box_that_misses_the_object() -> None:
     # Np = 2, but only anchor 3 predicts a box that touches the object.
     boxes = [(50, 50, 60, 60)] * 3 + [TEN, (50, 50, 60, 60)]
+    result = MutualGuidance()(predictions([[0.0]] * 5, boxes), FIVE_PRIORS, targets((0, TEN)))
+    assert roles(result.classification) == [N, N, N, P, N]
+
+
+def test_mutual_guidance_never_promotes_a_reversed_box() -> None:
+    # Np = 2 again; (8, 8, 2, 2) lies within the object's bounds but has no area.
+    boxes = [(8, 8, 2, 2)] * 3 + [TEN, (8, 8, 2, 2)]
     result = MutualGuidance()(predictions([[0.0]] * 5, boxes), FIVE_PRIORS, targets((0, TEN)))
     assert roles(result.classification) == [N, N, N, P, N]
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import cache
+from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +14,10 @@ import torch
 from torchvision.models.detection._utils import Matcher
 from ultralytics.utils.tal import TaskAlignedAssigner
 
-from mlc_yolo.assigners import Assignment, MaxIoU, Role, Targets, TaskAligned, TaskAssignment
+from mlc_yolo.assigners import Assignment, MaxIoU, MutualGuidance, Role, Targets, TaskAligned, TaskAssignment
 from mlc_yolo.boxes import pairwise_iou
 
-from .references import VARIANTS, Image, Labels, images
+from .references import VARIANTS, Image, Labels, contend, images, mutual_guidance
 from .scenes import NUM_CLASSES, STRIDES, Scene, scene
 
 SEEDS = range(200)
@@ -32,7 +35,8 @@ def assert_equals(task: TaskAssignment, index: int, expected: Labels, where: str
     np.testing.assert_allclose(task.quality[index].numpy(), expected.quality, rtol=0, atol=2e-5, err_msg=where)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+# Mutual Guidance has scenes of its own, below.
+@pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.sigma is None])
 def test_an_assigner_equals_its_slow_reference_on_two_hundred_scenes(name: str) -> None:
     variant = VARIANTS[name]
     positives = 0
@@ -45,6 +49,62 @@ def test_an_assigner_equals_its_slow_reference_on_two_hundred_scenes(name: str) 
             assert_equals(result.localization, index, localization, f"localization, scene {seed}, {index}")
             positives += int((classification.role == Role.POSITIVE).sum())
     assert positives > 1000  # the scenes are not idle
+
+
+@cache
+def hard_case(seed: int) -> tuple[Scene, list[Image]]:
+    """A scene that Mutual Guidance needs all its rules for.
+
+    A third of the batches has each object twice, of another class the second time: ties everywhere. In another third
+    the left half has no priors and nine boxes in ten are predicted elsewhere: objects without anything to learn from.
+    """
+    batch = scene(seed)
+    predictions, priors, targets = batch.inputs
+    elsewhere = torch.tensor([1000.0, 1000.0, 1010.0, 1010.0])
+    if seed % 3 == 0:
+        other = (targets.labels + 1) % NUM_CLASSES
+        twice = Targets(
+            torch.cat((targets.labels, other), 1), targets.boxes.repeat(1, 2, 1), targets.valid.repeat(1, 2)
+        )
+        batch = replace(batch, targets=twice)
+    elif seed % 3 == 1:
+        missing = torch.arange(predictions.boxes.shape[1]) % 10 > 0
+        left = priors.points[:, 0] < batch.size[1] / 2
+        batch = replace(
+            batch,
+            predictions=replace(predictions, boxes=torch.where(missing[:, None], elsewhere, predictions.boxes)),
+            priors=replace(priors, boxes=torch.where(left[:, None], elsewhere, priors.boxes)),
+        )
+    return batch, images(batch)
+
+
+# What l2c decides does not depend on sigma.
+@pytest.mark.parametrize(("sigma", "tasks"), [*product((1.5, 2.0, 2.5, 3.0), ("both", "c2l")), (2.0, "l2c")])
+def test_mutual_guidance_equals_its_steps_on_two_hundred_hard_scenes(sigma: float, tasks: Any) -> None:
+    assigner = MutualGuidance(sigma=sigma, tasks=tasks)
+    for seed in SEEDS:
+        batch, parts = hard_case(seed)
+        result = assigner(*batch.inputs)
+        for index, image in enumerate(parts):
+            classification, localization = mutual_guidance(image, sigma=sigma, tasks=tasks)
+            assert_equals(result.classification, index, classification, f"classification, scene {seed}, {index}")
+            assert_equals(result.localization, index, localization, f"localization, scene {seed}, {index}")
+
+
+def test_the_hard_scenes_need_every_rule_of_mutual_guidance() -> None:
+    needed: Counter[str] = Counter()
+    for image in (image for seed in SEEDS for image in hard_case(seed)[1] if image.objects):
+        prior, kept, decoded = image.prior_ious, contend(image.prior_ious), contend(image.decoded_ious)
+        best = [int(row.argmax()) for row in prior if row.max() > 0]
+        needed["two objects force one prior"] += len(best) - len(set(best))
+        needed["two objects overlap a prior alike"] += int(((prior == prior.max(0)) & (prior > 0)).sum(0).max() > 1)
+        for row, own, found in zip(prior, kept, decoded, strict=True):
+            needed["an object overlaps no prior"] += int(row.max() == 0)
+            needed["an object is below every threshold"] += int(0 < row.max() < 0.4)
+            needed["two priors are best alike"] += int(row.max() > 0 and (row == row.max()).sum() > 1)
+            needed["an object loses a prior above the thresholds"] += int((own >= 0.4).sum() < (row >= 0.4).sum())
+            needed["fewer boxes than Np touch the object"] += int((own >= 0.5).sum() > (found > 0).sum())
+    assert len(needed) == 7 and min(needed.values()) > 25, needed
 
 
 def _valid_where_upstream_widens_alike(targets: Targets, upstream: TaskAlignedAssigner) -> torch.Tensor:

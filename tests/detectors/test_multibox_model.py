@@ -78,6 +78,15 @@ def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> 
         complete({"detector": "fssd", "backbone": "resnet18", **changes})
 
 
+@pytest.mark.parametrize(("side", "levels", "count"), [(320, 4, 12_750), (512, 5, 32_736)])
+def test_a_model_predicts_for_each_of_the_papers_priors(side: int, levels: int, count: int) -> None:
+    model = _model("fssd", levels=levels).eval()
+    with torch.no_grad():
+        raw = model(torch.zeros(1, 3, side, side))[1]
+    assert raw["boxes"].shape == (1, count, 4) and raw["scores"].shape == (1, count, 3)
+    assert len(model.head.priors(raw["feats"], scale=1.0)) == count
+
+
 @pytest.mark.parametrize("name", ["fssd-r18", "retinanet-fssd-vgg16", "rfbnet-vgg16", "pafpn-r18"])
 def test_pretrained_or_not_the_whole_backbone_trains_and_learns_its_norm(name: str) -> None:
     config = find_config(f"{name}.yaml")

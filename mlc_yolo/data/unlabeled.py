@@ -1,0 +1,175 @@
+"""Images without labels on Ultralytics' data set: two views of each, of one geometry.
+
+1. An image is loaded, moved, scaled and flipped as the run's own options say; mosaic, mixup and colours are left out.
+2. That is the weak view, for the teacher.
+3. The strong view, for the student, is the same with colours, blur and cut-out rectangles changed at random.
+
+No label is read, also where a file of labels lies beside the image. An image that cannot be read is left out, and
+said. The views are part of our reconstruction of SED (see `mlc_yolo.losses.distillation`).
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+from ultralytics.data.augment import Compose, LetterBox, RandomFlip, RandomPerspective
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.utils import LOCAL_RANK, LOGGER
+
+#: Chances and ranges of the strong view; rectangles are shares of the image's area.
+JITTER, BLUR, GREY = 0.8, 0.5, 0.2
+CUTOUTS = ((0.7, (0.02, 0.1)), (0.5, (0.01, 0.05)), (0.3, (0.01, 0.03)))
+
+
+def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
+    """List the images that `source` means, as Ultralytics would find them.
+
+    Args:
+        source: a folder, searched at every depth; an image; a .txt of paths, those with "./" relative to the file; or
+            several of these.
+
+    Returns:
+        Paths in sorted order.
+
+    Raises:
+        FileNotFoundError: nothing is there, or no image in it.
+    """
+    several: Sequence[str | Path] = [source] if isinstance(source, str | Path) else source
+    found: list[str] = []
+    for each in several:
+        path = Path(each)
+        if path.is_dir():
+            files = glob.glob(str(Path(glob.escape(str(path))) / "**" / "*.*"), recursive=True)
+        elif path.suffix == ".txt" and path.is_file():
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+            files = [str(path.parent / line) if line.startswith("./") else line for line in map(str.strip, lines)]
+        elif path.is_file():
+            files = [str(path)]
+        else:
+            raise FileNotFoundError(f"images without labels: there is no '{each}'. Give a folder or a .txt of paths")
+        found += [file for file in files if file.rpartition(".")[-1].lower() in IMG_FORMATS]
+    if not found:
+        raise FileNotFoundError(
+            f"images without labels: none in '{source}'. Expected .jpg, .png or the like ({len(IMG_FORMATS)} formats)"
+        )
+    return sorted(found)
+
+
+class TwoViews:
+    """Turns a BGR image into a weak and a strong view, RGB uint8 (3, H, W)."""
+
+    def __init__(self) -> None:
+        """Set the changes of the strong view up."""
+        self.strong = v2.Compose(
+            [
+                v2.RandomApply([v2.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)], p=JITTER),
+                v2.RandomGrayscale(p=GREY),
+                v2.RandomApply([v2.GaussianBlur(kernel_size=9, sigma=(0.1, 2.0))], p=BLUR),
+                *(v2.RandomErasing(p=p, scale=scale, ratio=(0.3, 3.3), value="random") for p, scale in CUTOUTS),
+            ]
+        )
+
+    def __call__(self, labels: dict[str, Any]) -> dict[str, Any]:
+        """Return `weak`, `strong` and `im_file` of Ultralytics' labels, whose `img` is (H, W, 3) BGR uint8."""
+        weak = torch.from_numpy(np.ascontiguousarray(labels["img"][..., ::-1].transpose(2, 0, 1)))
+        return {"weak": weak, "strong": self._erased(weak), "im_file": labels["im_file"]}
+
+    def _erased(self, weak: torch.Tensor) -> torch.Tensor:
+        strong = self.strong(weak.float() / 255)  # erasing with noise wants floats
+        return (strong.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+class UnlabeledDataset(YOLODataset):
+    """`YOLODataset` of images alone. Items are what `TwoViews` gives."""
+
+    im_files: list[str]
+
+    def __init__(self, *args: Any, warp: bool = False, **kwargs: Any) -> None:
+        """Set up as upstream does.
+
+        Args:
+            *args: upstream's.
+            warp: stretch images to the input's square, as the labelled ones are then; else pad them.
+            **kwargs: upstream's.
+        """
+        self.warp = warp
+        super().__init__(*args, **kwargs)
+
+    def load_image(
+        self, i: int, rect_mode: bool = True, resize_short: bool = False
+    ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
+        """Return image `i` as loaded for the input, its original size and its size here, both (H, W)."""
+        loaded: tuple[np.ndarray, tuple[int, int], tuple[int, int]] = super().load_image(i, rect_mode=not self.warp)
+        return loaded
+
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """List the images; see `image_files`."""
+        return image_files(img_path)
+
+    def get_label_files(self) -> list[str]:
+        """Return names of label files that do not exist."""
+        self.label_files = [f"{file}.without-labels" for file in self.im_files]
+        return self.label_files
+
+    def result_to_label(self, result: list[Any]) -> tuple[dict[str, Any] | None, int, int, int, int, str]:
+        """Count an image that can be read as found: upstream refuses training sets without any label."""
+        label, *_, corrupt, message = super().result_to_label(result)
+        return label, 0, int(label is not None), 0, corrupt, message
+
+    def scan_summary(self, nf: int, nm: int, ne: int, nc: int) -> str:
+        """Return the counts of images read and left out."""
+        return f"{nf} images, {nc} corrupt"
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Check the images, or take the last check from a cache beside their folder.
+
+        Raises:
+            RuntimeError: none of them can be read.
+        """
+        self.get_label_files()
+        cache, known = self._load_or_scan_cache(
+            Path(self.im_files[0]).parent.with_suffix(".unlabeled.cache"), self.get_cache_hash()
+        )
+        if known and cache["msgs"] and LOCAL_RANK in {-1, 0}:  # what a scan has said already
+            LOGGER.info("\n".join(cache["msgs"]))
+        labels: list[dict[str, Any]] = cache["labels"]
+        if not labels:
+            raise RuntimeError(f"{self.prefix}none of {len(self.im_files)} images can be read")
+        self.im_files = [label["im_file"] for label in labels]
+        return labels
+
+    def build_transforms(self, hyp: Any) -> Compose:
+        """Return the geometry of the run's options, then the two views."""
+        size = (self.imgsz, self.imgsz)
+        return Compose(
+            [
+                LetterBox(new_shape=size, scaleup=True),
+                RandomPerspective(
+                    degrees=hyp.degrees,
+                    translate=hyp.translate,
+                    scale=hyp.scale,
+                    shear=hyp.shear,
+                    perspective=hyp.perspective,
+                    size=size,
+                ),
+                RandomFlip(direction="vertical", p=hyp.flipud),
+                RandomFlip(direction="horizontal", p=hyp.fliplr),
+                TwoViews(),
+            ]
+        )
+
+    def close_mosaic(self, hyp: Any) -> None:
+        """Do nothing: there is no mosaic."""
+
+    @staticmethod
+    def collate_fn(batch: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return weak and strong, (U, 3, H, W) uint8 each, and the files' names."""
+        views = {name: torch.stack([item[name] for item in batch]) for name in ("weak", "strong")}
+        return {**views, "im_file": [item["im_file"] for item in batch]}
