@@ -6,6 +6,18 @@
 | `set_class_weights` runs once the model is on its device and the loaders are built | trainer: attaches the criterion |
 | `resume_training` may replace the criterion of a dual-branch head | trainer: attaches it again |
 | `_model_train` opens every epoch, `epoch` already set | trainer: tells the criterion the epoch |
+| `set_model_attributes` runs before the image size is checked and the loaders are built | semi: sizes to halve |
+| `_build_train_pipeline` makes the loaders, again where memory ran out | semi |
+| `resume_training` runs in every start, the average made | semi: its decay |
+| `_load_checkpoint_state` is how a run resumes and recovers: model loaded before, new average within | semi, trainer |
+| `_get_warmup_iterations(batches)` is the warm-up's length in batches | trainer: `warmup_iters` |
+| `_close_dataloader_mosaic` is what ends the mosaic, by the data set's `close_mosaic` | trainer: `augment=ssd` |
+| `ModelEMA.enabled` holds the average still; `decay` is an attribute, called with the updates | trainer, semi |
+| `ModelEMA` copies the model with its criterion, whose functions stay the same ones | semi |
+| a step is one `preprocess_batch`, then the model: `criterion(preds, batch)` with every entry | semi, distillation |
+| a criterion's items name the losses, also in `label_loss_items`; in validation some may be missing | distillation |
+| `final_eval` calls `strip_optimizer`, which keeps entries it does not know | semi: the student |
+| `build_dataloader` gives a loader with `batch_size`, to go through again and again; `drop_last` | semi |
 | a criterion that is no `nn.Module` stays out of `state_dict`, and is dropped on saving | criterion |
 | `E2ELoss(model, loss_fn)` builds both branches; only the one-to-one branch passes `tal_topk2` | criterion |
 | `get_assigned_targets_and_loss` returns ((positive, _, boxes, _, _), losses, items) | criterion |
@@ -19,7 +31,15 @@
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
 | `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
 | `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |
-| `Detect` in evaluation returns (decoded, raw), raw holding "one2many" where there are two branches | assignments |
+| `Detect` in evaluation gives (decoded, raw), in training raw, by branch where there are two | assignments, semi |
+| `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |
+| `load_image(i)` brings the long side to `imgsz`; with `rect_mode=False`, both sides | data sets |
+| `labels[i]["shape"]` is the image's (H, W) while `rect` is off | data sets |
+| a built `YOLODataset` may change class: `transforms` and cached images are made by calls | data sets |
+| a sample's transforms see `img` in BGR, `cls` (M, 1) and `instances`; `Format` comes last | SSD's augmentation |
+| `override_configs` puts back what it overrode | data sets |
+| a `YOLODataset` finds and checks its images by hooks, `get_img_files` to `scan_summary` | images without labels |
+| `_load_or_scan_cache(path, hash)` gives (cache, known), the cache with `labels` and `msgs` | images without labels |
 | a detection dataset has `labels[i]["cls"]`; its samples carry `ori_shape` and `ratio_pad` | assignments |
 | `read_results_csv` fills the checkpoint's `train_results` | trainer |
 | `Model._new` builds from a YAML; `train` leaves the building to the trainer while `ckpt` is None | model: detectors |
@@ -31,6 +51,11 @@
 | exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
 | `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
 | `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
+| ... by `construct_result(pred, img, orig_img, img_path)`, an image each | predictor: resize |
+| a predictor's `setup_model` sets `model`; `pre_transform` is what resizes images, to `imgsz` (H, W) | predictor |
+| `Model.predict` makes a predictor of the class given while `predictor` is None | model: resize |
+| `scale_boxes(ratio_pad=((gain_y, gain_x), (0, 0)))` undoes each axis by its gain and clips | predictor, validator |
+| a validator's `get_model` runs before its loader is built | validator: resize |
 | `patches._image_open` is Pillow's own `Image.open`; upstream's replacement installs packages | convert |
 | `exif_size` gives an image's size as shown; `IMG_FORMATS` are the suffixes it reads | convert |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |

@@ -192,8 +192,8 @@ class SemiTrainer(MLCTrainer):
         return batch
 
     def _plot_views(self, views: dict[str, Any]) -> None:
-        """Draw weak views above strong ones."""
-        shown = torch.cat([each[:4] for each in views.values()])
+        """Draw up to four weak views, each above its strong one."""
+        shown = torch.cat([views["weak"][:4], views["strong"][:4]], 2)
         none = {"batch_idx": torch.zeros(0), "cls": torch.zeros(0), "bboxes": torch.zeros(0, 4)}
         plot_images({"img": shown, **none}, fname=self.save_dir / "unlabeled_batch0.jpg", on_plot=self.on_plot)
 

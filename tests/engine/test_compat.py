@@ -4,23 +4,37 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
+from copy import copy
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import ultralytics
+from detector_runs import TINY, rows
 from torch import nn
+from ultralytics import YOLO
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.data import build_dataloader
+from ultralytics.data.augment import Compose, Format, LetterBox
+from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, exif_size
 from ultralytics.engine.model import Model
 from ultralytics.engine.trainer import BaseTrainer
-from ultralytics.models.yolo.detect import DetectionPredictor
+from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer, DetectionValidator
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss
 from ultralytics.utils.metrics import DetMetrics
+from ultralytics.utils.ops import scale_boxes
+from ultralytics.utils.patches import override_configs
+from ultralytics.utils.torch_utils import ModelEMA
 
 from mlc_yolo.engine import compat
 from mlc_yolo.heads.iou_aware import add_iou_channel
@@ -199,3 +213,396 @@ def test_the_tuners_command_is_ours_only_while_it_runs() -> None:
         assert trainer._YOLO_CLI_COMMAND == ["ours"]
         raise RuntimeError
     assert trainer._YOLO_CLI_COMMAND is stock
+
+
+# A short run, watched -------------------------------------------------------------------------------------------------
+
+
+class WatchedTrainer(DetectionTrainer):
+    """Upstream's trainer, noting what it calls.
+
+    Attributes:
+        calls: what is called, in order, the criterion included.
+        asked: for how many batches an epoch the warm-up was asked.
+        built: arguments of `build_dataset`.
+        sizes: of images, as the criterion sees them.
+        batches: whether the criterion's batches have the entry that `preprocess_batch` adds.
+        rates: learning rate of each step.
+        loaded: of each loading, whether the model equals the checkpoint's already and the checkpoint has the entry
+            added to it, and whether the average is a new one after it, and enabled.
+    """
+
+    ema: Any = None
+
+    def __init__(self, **overrides: Any) -> None:
+        self.calls: list[str] = []
+        self.asked: list[int] = []
+        self.built: list[tuple[Any, ...]] = []
+        self.sizes: set[int] = set()
+        self.batches: list[bool] = []
+        self.rates: list[float] = []
+        self.loaded: list[tuple[bool, ...]] = []
+        super().__init__(overrides=overrides)
+
+    def set_model_attributes(self) -> None:
+        self.calls.append("set_model_attributes")
+        super().set_model_attributes()
+        self.args.imgsz = 64
+
+    def _build_train_pipeline(self) -> None:
+        self.calls.append("_build_train_pipeline")
+        super()._build_train_pipeline()
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        self.built.append((img_path, mode, batch))
+        return super().build_dataset(img_path, mode, batch)
+
+    def set_class_weights(self) -> None:
+        self.calls.append("set_class_weights")
+        super().set_class_weights()
+        self.model.criterion = WatchedLoss(self.model, self.see)
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        self.calls.append("resume_training")
+        assert self.ema is not None
+        super().resume_training(ckpt)
+
+    def _get_warmup_iterations(self, num_batches: int) -> int:
+        self.asked.append(num_batches)
+        assert isinstance(super()._get_warmup_iterations(num_batches), int)
+        return 2
+
+    def _model_train(self) -> None:
+        self.calls.append("_model_train")
+        super()._model_train()
+
+    def _close_dataloader_mosaic(self) -> None:
+        self.calls.append("_close_dataloader_mosaic")
+        super()._close_dataloader_mosaic()
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.calls.append("preprocess_batch")
+        return {**super().preprocess_batch(batch), "ours": self}
+
+    def see(self, batch: dict[str, Any]) -> None:
+        self.calls.append("criterion")
+        self.sizes.add(batch["img"].shape[-1])
+        self.batches.append(batch.get("ours") is self)
+        if self.calls.count("criterion") == 1:
+            raise RuntimeError("CUDA out of memory")
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        self.calls.append("_load_checkpoint_state")
+        saved, trained = ckpt["ema"].float().state_dict(), self.model.state_dict()
+        equal = all(torch.equal(saved[name], value) for name, value in trained.items())
+        old = self.ema
+        old.enabled = False
+        super()._load_checkpoint_state(ckpt)
+        self.loaded.append((equal, "ours" in ckpt, self.ema is not old, self.ema.enabled))
+
+
+class WatchedLoss:
+    """Upstream's criterion, which shows its batch, and has one more item in training."""
+
+    def __init__(self, model: nn.Module, see: Callable[[dict[str, Any]], None]) -> None:
+        self.loss = v8DetectionLoss(model)
+        self.see = lambda batch: see(batch) if torch.is_grad_enabled() else None
+
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.see(batch)
+        losses, items = self.loss(preds, batch)
+        return losses, {**items, "ours": losses.detach().sum()} if torch.is_grad_enabled() else items
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> WatchedTrainer:
+    """A run of two epochs of two steps, after memory ran out in the first; the second is done twice, after a nan."""
+    place = {"project": str(tmp_path_factory.mktemp("watched")), "name": "run"}
+    short = {"epochs": 2, "batch": 4, "nbs": 2, "fraction": 4, "imgsz": 32, "val": False}
+    rate = {"lr0": 0.01, "lrf": 1.0, "warmup_bias_lr": 0.0, "close_mosaic": 1}
+    trainer = WatchedTrainer(model="yolo11n.yaml", data=str(tiny_data), **{**TINY, **short, **rate, **place})
+
+    def add_entry(trainer: Any) -> None:
+        torch.save({**torch.load(trainer.last, weights_only=False), "ours": trainer.epoch}, trainer.last)
+
+    def lose(trainer: Any) -> None:
+        if trainer.epoch == 1 and not trainer.loaded:
+            trainer.loss = trainer.loss * float("nan")
+
+    trainer.add_callback("on_train_batch_end", lambda t: t.rates.append(t.optimizer.param_groups[0]["lr"]))
+    trainer.add_callback("on_train_epoch_end", lose)
+    trainer.add_callback("on_model_save", add_entry)
+    trainer.train()
+    return trainer
+
+
+def test_a_run_is_made_ready_in_this_order_and_loaders_are_made_anew_where_memory_ran_out(
+    watched: WatchedTrainer,
+) -> None:
+    ready = ["set_model_attributes", "_build_train_pipeline", "set_class_weights", "resume_training"]
+    cut = ["_model_train", "preprocess_batch", "criterion", "_build_train_pipeline"]
+    assert watched.calls[:8] == [*ready, *cut]
+    assert watched.sizes == {64}, "the size set with the model's attributes"
+
+
+def test_a_step_is_preprocessed_once_and_all_of_it_reaches_the_criterion(watched: WatchedTrainer) -> None:
+    step = ["preprocess_batch", "criterion"]
+    first = ["_model_train", *step, *step]
+    second = ["_model_train", "_close_dataloader_mosaic", *step, *step]
+    again = ["_model_train", "_load_checkpoint_state", "_model_train", *step, *step]
+    assert watched.calls[8:] == [*first, *second, *again], "the mosaic is closed once"
+    assert watched.batches == [True] * 7
+
+
+def test_closing_the_mosaic_is_left_to_the_data_set() -> None:
+    closed: list[Any] = []
+    dataset = SimpleNamespace(mosaic=True, close_mosaic=lambda hyp: closed.append(hyp))
+    trainer = SimpleNamespace(train_loader=SimpleNamespace(dataset=dataset), args=SimpleNamespace(mosaic=1.0))
+    DetectionTrainer._close_dataloader_mosaic(trainer)
+    assert len(closed) == 1 and not dataset.mosaic
+
+
+def test_the_warm_up_lasts_as_many_batches_as_the_trainer_says(watched: WatchedTrainer) -> None:
+    assert watched.asked == [1, 2], "batches an epoch, before and after memory ran out"
+    assert watched.rates == pytest.approx([0, 0.005, 0.01, 0.01, 0.01, 0.01])
+
+
+def test_the_criterions_items_name_losses_and_validation_may_lack_some(watched: WatchedTrainer) -> None:
+    names = ["box_loss", "cls_loss", "dfl_loss", "ours"]
+    assert list(watched.loss_names) == names
+    assert watched.label_loss_items(prefix="val") == [f"val/{name}" for name in names]
+    assert watched.label_loss_items({"ours": torch.ones(())}, prefix="train") == {"train/ours": 1.0}
+    row = rows(watched.save_dir)[-1]
+    assert row["train/ours"] > 0 and row["val/ours"] == 0 and row["val/box_loss"] > 0
+
+
+def test_recovering_and_resuming_load_the_model_then_make_a_new_average(watched: WatchedTrainer) -> None:
+    assert watched.loaded == [(True, True, True, True)]
+    source = inspect.getsource(BaseTrainer.resume_training)
+    assert source.index("_load_checkpoint_state(ckpt)") < source.index("init_criterion()")
+
+
+def test_the_average_has_its_own_criterion_with_the_same_functions(watched: WatchedTrainer) -> None:
+    ours, averages = watched.model.criterion, ModelEMA(watched.model).ema.criterion
+    assert type(averages) is WatchedLoss and averages is not ours and averages.see is ours.see
+
+
+def test_stripping_keeps_entries_it_does_not_know(watched: WatchedTrainer) -> None:
+    checkpoint = torch.load(watched.last, weights_only=False)
+    assert checkpoint["ours"] == 1 and checkpoint["optimizer"] is None and checkpoint["model"].criterion is None
+
+
+def test_loaders_take_their_data_sets_from_the_trainer_and_validations_is_rectangular(watched: WatchedTrainer) -> None:
+    train, val = watched.data["train"], watched.data["val"]
+    assert watched.built == [(train, "train", 4), (val, "val", 8), (train, "train", 2), (val, "val", 4)]
+    assert watched.test_loader.dataset.rect and not watched.args.rect
+    assert not watched.train_loader.dataset.rect and "shape" in watched.train_loader.dataset.labels[0]
+
+
+def test_the_average_moves_by_its_decay_while_it_is_enabled() -> None:
+    model = nn.Linear(1, 1)
+    asked: list[int] = []
+    average = ModelEMA(model)
+    average.decay = lambda updates: asked.append(updates) or 0.75
+    with torch.no_grad():
+        start = model.weight.clone()
+        model.weight += 1
+    average.update(model)
+    torch.testing.assert_close(average.ema.weight, start + 0.25)
+    average.enabled = False
+    average.update(model)
+    torch.testing.assert_close(average.ema.weight, start + 0.25)
+    assert asked == [1] == [average.updates] and not average.ema.training
+
+
+def test_a_head_in_evaluation_gives_what_training_gives_beside_decoded_boxes() -> None:
+    image = torch.zeros(1, 3, 64, 64)
+    for name, branches in (("yolo11n", None), ("yolo26n", {"one2many", "one2one"})):
+        model = _model(name)
+        decoded, raw = model.eval()(image)
+        trained = model.train()(image)
+        assert decoded.shape[0] == 1 and raw.keys() == trained.keys()
+        parts = [raw, trained] if branches is None else [each[branch] for each in (raw, trained) for branch in branches]
+        assert branches is None or raw.keys() == branches
+        for part in parts:
+            assert part["scores"].shape == (1, 2, 84) and part["boxes"].shape[2] == 84
+            assert [tuple(level.shape[2:]) for level in part["feats"]] == [(8, 8), (4, 4), (2, 2)]
+
+
+# Data sets ------------------------------------------------------------------------------------------------------------
+
+
+def _photo(folder: Path, height: int = 40, width: int = 60) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    image = np.zeros((height, width, 3), np.uint8)
+    image[..., 0] = 200  # blue, in BGR
+    path = folder / f"{height}x{width}.png"
+    cv2.imwrite(str(path), image)
+    return path
+
+
+def _dataset(source: Path, kind: type[YOLODataset] = YOLODataset, **options: Any) -> YOLODataset:
+    return kind(img_path=str(source), imgsz=64, data={"names": {0: "a"}, "channels": 3}, **options)
+
+
+def test_images_are_scaled_to_their_long_side_or_stretched(tmp_path: Path) -> None:
+    _photo(tmp_path / "images")
+    dataset = _dataset(tmp_path / "images", augment=False)
+    assert dataset.labels[0]["shape"] == (40, 60)
+    assert dataset.load_image(0)[1:] == ((40, 60), (43, 64))
+    assert dataset.load_image(0, rect_mode=False)[1:] == ((40, 60), (64, 64))
+    view = copy(dataset)
+    view.imgsz = 30
+    assert view.load_image(0)[0].shape == (20, 30, 3)
+    assert _dataset(tmp_path / "images", augment=False, rect=True).labels[0].keys().isdisjoint({"shape"})
+
+
+class Ours(YOLODataset):
+    """Another class, to become."""
+
+    seen: Any = None
+
+    def load_image(self, i: int, rect_mode: bool = True, resize_short: bool = False) -> Any:
+        return super().load_image(i, rect_mode=False)
+
+    def build_transforms(self, hyp: Any) -> Compose:
+        def note(labels: dict[str, Any]) -> dict[str, Any]:
+            self.seen = labels["img"].copy(), labels["cls"], type(labels["instances"]).__name__
+            return labels
+
+        return Compose([note, LetterBox(self.imgsz), Format(bbox_format="xywh", normalize=True, batch_idx=True)])
+
+
+@pytest.mark.parametrize("cache", ["ram", "disk"])
+def test_a_built_data_set_may_become_another(cache: str, tmp_path: Path) -> None:
+    _photo(tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "40x60.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    dataset = _dataset(tmp_path / "images", augment=True)
+    dataset.__class__ = Ours
+    dataset.transforms = dataset.build_transforms(DEFAULT_CFG)
+    dataset.cache = cache
+    assert dataset.check_cache_ram() and dataset.check_cache_disk()
+    dataset.cache_images()
+    assert cache == "disk" or dataset.ims[0].shape == (64, 64, 3)
+    assert cache == "ram" or np.load(dataset.npy_files[0]).shape == (40, 60, 3)
+    sample = dataset[0]
+    image, classes, instances = dataset.seen
+    assert image.shape == (64, 64, 3) and image[0, 0].tolist() == [200, 0, 0]
+    assert classes.shape == (1, 1) and instances == "Instances"
+    assert sample["ratio_pad"] == ((64 / 40, 64 / 60), (0, 0)) and sample["ori_shape"] == (40, 60)
+    torch.testing.assert_close(sample["bboxes"], torch.full((1, 4), 0.5))
+
+
+def test_overridden_arguments_are_put_back() -> None:
+    args = get_cfg(overrides={"cache": "ram"})
+    with pytest.raises(RuntimeError), override_configs(args, {"cache": False}):
+        assert args.cache is False
+        raise RuntimeError
+    assert args.cache == "ram"
+
+
+def test_a_data_set_finds_and_checks_its_images_by_hooks(tmp_path: Path) -> None:
+    photo = _photo(tmp_path / "images")
+    (tmp_path / "images" / "broken.png").write_bytes(b"no image")
+    summaries: list[tuple[int, ...]] = []
+    caches: list[tuple[Any, bool]] = []
+
+    class Hooked(YOLODataset):
+        def get_img_files(self, img_path: str) -> list[str]:
+            return sorted(map(str, Path(img_path).iterdir()))
+
+        def get_label_files(self) -> list[str]:
+            self.label_files = [f"{file}.none" for file in self.im_files]
+            return self.label_files
+
+        def result_to_label(self, result: list[Any]) -> Any:
+            label, missing, found, empty, corrupt, message = super().result_to_label(result)
+            assert bool(label) == (not corrupt) == (not message) and (missing, found, empty) == (int(not corrupt), 0, 0)
+            return label, 0, int(label is not None), 0, corrupt, message
+
+        def scan_summary(self, nf: int, nm: int, ne: int, nc: int) -> str:
+            summaries.append((nf, nm, ne, nc))
+            return ""
+
+        def get_labels(self) -> list[dict[str, Any]]:
+            self.get_label_files()
+            caches.append(self._load_or_scan_cache(tmp_path / "ours.cache", self.get_cache_hash()))
+            self.im_files = [label["im_file"] for label in caches[-1][0]["labels"]]
+            return caches[-1][0]["labels"]
+
+    for _ in range(2):
+        dataset = _dataset(tmp_path / "images", Hooked, augment=True)
+        assert dataset.im_files == [str(photo)] and len(dataset) == 1
+    assert [known for _, known in caches] == [False, True] and summaries[-1] == (1, 0, 0, 1)
+    assert all("broken.png" in cache["msgs"][0] and len(cache["msgs"]) == 1 for cache, _ in caches)
+    _photo(tmp_path / "images", 50, 50)
+    assert len(_dataset(tmp_path / "images", Hooked, augment=True)) == 2 and not caches[-1][1], "another hash"
+
+
+def test_a_loader_can_be_gone_through_again_and_drops_what_is_left(tmp_path: Path) -> None:
+    for width in (50, 60, 70):
+        _photo(tmp_path / "images", 40, width)
+    dataset = _dataset(tmp_path / "images", augment=False)
+    options = {"workers": 0, "shuffle": True, "rank": -1, "drop_last": True, "device": torch.device("cpu")}
+    loader = build_dataloader(dataset, batch=2, **options)
+    assert loader.batch_size == 2 and [len(batch["img"]) for _ in range(2) for batch in loader] == [2, 2]
+    assert build_dataloader(dataset, batch=8, **options).batch_size == 3
+
+
+# Prediction and validation --------------------------------------------------------------------------------------------
+
+
+def test_a_predictor_resizes_and_makes_results_by_these_methods() -> None:
+    made: list[tuple[int, ...]] = []
+
+    class Ours(DetectionPredictor):
+        def setup_model(self, model: Any, verbose: bool = True) -> None:
+            super().setup_model(model, verbose)
+            assert isinstance(self.model, AutoBackend)
+
+        def pre_transform(self, im: list[np.ndarray]) -> list[np.ndarray]:
+            assert [image.shape for image in im] == [(40, 60, 3)]
+            return [LetterBox(self.imgsz, scale_fill=True)(image=image) for image in im]
+
+        def construct_result(self, pred: torch.Tensor, img: torch.Tensor, orig_img: np.ndarray, img_path: str) -> Any:
+            assert img.shape == (1, 3, 64, 96) and pred.shape[1:] == (6,)
+            made.append(orig_img.shape)
+            return super().construct_result(pred, img, orig_img, img_path)
+
+    model = YOLO("yolo11n.yaml")
+    image = np.zeros((40, 60, 3), np.uint8)
+    model.predict(image, imgsz=(64, 96), verbose=False)
+    model.predictor = None
+    model.predict(image, imgsz=(64, 96), verbose=False, predictor=Ours)
+    kept = model.predictor
+    model.predict(image, imgsz=(64, 96), verbose=False)
+    assert type(kept) is Ours and model.predictor is kept and made == [(40, 60, 3)] * 2
+
+
+def test_boxes_are_scaled_by_each_axis_gain_and_clipped() -> None:
+    boxes = torch.tensor([[6.0, 8, 30, 80], [-3, 0, 200, 64]])
+    scaled = scale_boxes((64, 64), boxes, (32, 128, 3), ratio_pad=((2.0, 0.5), (0, 0)))
+    torch.testing.assert_close(scaled, torch.tensor([[12.0, 4, 60, 32], [0, 0, 128, 32]]))
+
+
+def test_a_validator_gets_its_model_before_its_loader(tiny_data: Path, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    class Ours(DetectionValidator):
+        def get_model(self, model: Any, trainer: Any = None) -> Any:
+            assert self.dataloader is None and trainer is None
+            calls.append("get_model")
+            return super().get_model(model, trainer)
+
+        def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
+            assert mode == "val" and batch == 2
+            calls.append("build_dataset")
+            raise Stop
+
+    with pytest.raises(Stop):
+        Ours(save_dir=tmp_path, args={"data": str(tiny_data), "imgsz": 64, "batch": 2})(model=_model())
+    assert calls == ["get_model", "build_dataset"]
