@@ -134,14 +134,17 @@ class UnlabeledDataset(YOLODataset):
             RuntimeError: none of them can be read.
         """
         self.get_label_files()
-        cache, known = self._load_or_scan_cache(
-            Path(self.im_files[0]).parent.with_suffix(".unlabeled.cache"), self.get_cache_hash()
-        )
+        file = Path(self.im_files[0]).parent.with_suffix(".unlabeled.cache")
+        unreadable = f"{self.prefix}none of {len(self.im_files)} images can be read"
+        try:
+            cache, known = self._load_or_scan_cache(file, self.get_cache_hash())
+        except ValueError as error:  # of 8.4.170, which takes them for images without labels
+            raise RuntimeError(unreadable) from error
         if known and cache["msgs"] and LOCAL_RANK in {-1, 0}:  # what a scan has said already
             LOGGER.info("\n".join(cache["msgs"]))
         labels: list[dict[str, Any]] = cache["labels"]
         if not labels:
-            raise RuntimeError(f"{self.prefix}none of {len(self.im_files)} images can be read")
+            raise RuntimeError(unreadable)
         self.im_files = [label["im_file"] for label in labels]
         return labels
 

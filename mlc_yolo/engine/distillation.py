@@ -192,9 +192,13 @@ class SemiLoss:
         views = batch.get("unlabeled")
         terms = {} if views is None or not self.gain else self._terms(views["weak"], views["strong"])
         extra = {name: terms.get(name, losses.new_zeros(())) for name in ITEMS}
-        learned = torch.stack([extra[name] for name in ITEMS[:3]])
+        learned = self._times(batch) * torch.stack([extra[name] for name in ITEMS[:3]])
         logged = {name: term.detach() for name, term in extra.items()}
         return torch.cat((losses, self.gain * learned.to(losses.dtype))), {**items, **logged}
+
+    def _times(self, batch: dict[str, Any]) -> int:
+        """Return what multiplies a loss: for YOLO the labelled images of a step, as upstream does; else 1."""
+        return 1 if isinstance(self.supervised, DetectorLoss) else len(batch["img"])
 
     def _terms(self, weak: Tensor, strong: Tensor) -> dict[str, Tensor]:
         student, teacher = self.student(), self.teacher()
@@ -245,15 +249,15 @@ class SemiLoss:
         trusted = torch.zeros_like(sure)
         agree = agreement(paired.boxes, halved.at(pairs.half, zoom=2).boxes)
         trusted[:, pairs.full] = sure[:, pairs.full] * agree
-        # The loss of YOLO is its multiple by the joined batch's size, upstream's habit; the detectors' is the mean.
-        times = len(sure) * _ranks() if isinstance(criterion, PerTaskLoss) else 1
+        # Summed over ranks, the losses equal one process'; YOLO's also take the size of one rank's batch for all of it.
+        ranks = _ranks() if isinstance(criterion, PerTaskLoss) else 1
         gains = _gains(criterion)
         classes, boxes = self._compare(student, teacher, sure, trusted, gains)
-        terms |= {"ssl_cls": classes * times, "ssl_box": boxes * times}
+        terms |= {"ssl_cls": classes * ranks, "ssl_box": boxes * ranks}
         if raws[3] is not None:
             small = dense(criterion, raws[3]).at(pairs.half, zoom=2)
             both = self._compare(small, paired, sure[:, pairs.full], trusted[:, pairs.full], gains)
-            terms["ssl_scale"] = (both[0] + both[1]) * times
+            terms["ssl_scale"] = (both[0] + both[1]) * ranks
         return terms
 
     def _compare(
@@ -283,6 +287,7 @@ class SemiLoss:
             max_det=self.max_det,
         )
         losses, items = self.supervised(seen, {**batch, "img": strong})
+        losses = losses / self._times({"img": strong})
         index = list(items).index("cls_loss")
         return {"ssl_cls": losses[index], "ssl_box": losses.sum() - losses[index]}
 

@@ -89,15 +89,24 @@ class WeightedAP:
         chunks = [self._evaluate(weights[:, i : i + _CHUNK]) for i in range(0, weights.shape[1], _CHUNK)]
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in NAMES}
 
-    def _evaluate(self, weights: Float64Array) -> dict[str, Float64Array]:
-        weights = np.ascontiguousarray(weights, dtype=np.float64)
+    def by_threshold(self) -> Float64Array:
+        """Return AP at IoU 0.50, 0.55 ... 0.95 on the images as they are, (10,); nan where nothing is to judge."""
+        aps = self._aps(np.ones((self.num_images, 1)))[0]
+        return np.array([float(_mean(ap)[0]) for ap in aps])
+
+    def _aps(self, weights: Float64Array) -> Float64Array:
+        """Return (areas, thresholds, K, B) AP; nan for classes without objects, which COCO leaves out."""
         objects = self._objects @ weights  # (areas * K, B)
         shape = len(_AREAS), len(_THRESHOLDS), self.num_classes, weights.shape[1]
         aps = np.zeros(shape)
-        flat = aps.reshape(-1, shape[-1])
         if len(self._lane):
-            flat[self._lane[self._starts]] = self._lane_aps(weights, objects)
-        aps[np.broadcast_to(objects.reshape(shape[0], 1, *shape[2:]) == 0, shape)] = np.nan  # as COCO leaves them out
+            aps.reshape(-1, shape[-1])[self._lane[self._starts]] = self._lane_aps(weights, objects)
+        aps[np.broadcast_to(objects.reshape(shape[0], 1, *shape[2:]) == 0, shape)] = np.nan
+        return aps
+
+    def _evaluate(self, weights: Float64Array) -> dict[str, Float64Array]:
+        weights = np.ascontiguousarray(weights, dtype=np.float64)
+        aps = self._aps(weights)
         rho, defined = self._rho @ weights
         return {
             "AP": _mean(aps[0]),
@@ -213,10 +222,10 @@ def _take(free: BoolArray, iou: Float64Array, outside: BoolArray, true: BoolArra
     """
     open_to = free & (iou >= _THRESHOLDS[:, None])
     preferred = open_to & ~outside[:, None]
-    inside = preferred.any(2)
+    inside: BoolArray = np.any(preferred, axis=2)
     rivals = np.where(np.where(inside[..., None], preferred, open_to), iou, -1.0)
     taken = iou.size - 1 - rivals[..., ::-1].argmax(2)  # of equals the last, as pycocotools
-    took = open_to.any(2)
+    took: BoolArray = np.any(open_to, axis=2)
     area, threshold = np.nonzero(took)
     free[area, threshold, taken[took]] = False
     true |= inside
@@ -235,11 +244,11 @@ def _groups(key: Int64Array, records: Records) -> Iterator[tuple[Int64Array, Int
     """
     gt_key = records.gt_image * len(records.names) + records.gt_labels
     gt_order = np.argsort(gt_key, kind="stable")
-    keys, start, count = np.unique(gt_key[gt_order], return_index=True, return_counts=True)
+    unique: tuple[Int64Array, ...] = np.unique(gt_key[gt_order], return_index=True, return_counts=True)
+    keys, start, count = unique
     low, high = np.searchsorted(key, keys), np.searchsorted(key, keys, side="right")
-    for a, b, s, n in zip(low, high, start, count, strict=True):
-        if a < b:
-            yield np.arange(a, b), gt_order[s : s + n]
+    for i in np.flatnonzero(low < high):
+        yield np.arange(low[i], high[i]), gt_order[start[i] : start[i] + count[i]]
 
 
 def _xywh(boxes: NDArray[np.float32]) -> Float64Array:
@@ -259,4 +268,5 @@ def _mean(aps: Float64Array) -> Float64Array:
     values = aps.reshape(-1, aps.shape[-1])
     defined = (~np.isnan(values)).sum(0)
     total: Float64Array = np.nansum(values, axis=0)
-    return np.divide(total, defined, out=np.full_like(total, np.nan), where=defined > 0)
+    mean: Float64Array = np.divide(total, defined, out=np.full_like(total, np.nan), where=defined > 0)
+    return mean

@@ -7,6 +7,7 @@ from math import isfinite
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from mlc_yolo.plots.divergence import BLUE, GREY, ORANGE
 
@@ -36,7 +37,14 @@ def agreement_figure(results: Mapping[str, Sequence[Any]]) -> Figure:
         if drawn:
             x, y = zip(*drawn, strict=True)
             axes.plot(
-                x, y, color=colour, marker="o", markersize=3, linewidth=1.8, label=f"{label}, {y[-1]:.2f} at the end"
+                x,
+                y,
+                color=colour,
+                marker="o",
+                markersize=3,
+                linewidth=1.8,
+                clip_on=False,  # an agreement of 1 is whole too
+                label=f"{label}, {y[-1]:.2f} at the end",
             )
     if axes.lines:
         axes.legend(frameon=False, loc="lower right", fontsize=9)
@@ -44,6 +52,7 @@ def agreement_figure(results: Mapping[str, Sequence[Any]]) -> Figure:
         axes.text(0.5, 0.5, "supervised throughout", ha="center", color=GREY, transform=axes.transAxes)
     axes.set_ylim(0, 1)
     axes.set_xlabel("epoch", color=GREY)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("agreement on the teacher's foreground", color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +33,8 @@ def test_no_option_shadows_one_of_ultralytics() -> None:
 def test_every_option_says_what_it_takes_and_why() -> None:
     for name, spec in specifications().items():
         assert spec["help"].strip().endswith("."), name
-        assert ("choices" in spec) != (spec.get("type") in ("number", "bool", "epochs")), name
-        assert set(spec) <= {"default", "choices", "aliases", "type", "minimum", "above", "help"}, name
+        assert ("choices" in spec) != (spec.get("type") in ("number", "bool", "epochs", "path")), name
+        assert set(spec) <= {"default", "choices", "aliases", "type", "minimum", "maximum", "above", "help"}, name
 
 
 def test_defaults_are_a_copy() -> None:
@@ -178,8 +179,11 @@ def test_a_value_in_its_domain_stays_as_it_is(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize("name", sorted(specifications()))
 def test_empty_is_allowed_where_empty_is_the_default_and_only_there(name: str) -> None:
-    if specifications()[name]["default"] is None:
+    spec = specifications()[name]
+    if spec["default"] is None:
         assert check({name: None}) == {name: None}
+    elif "none" in spec.get("choices", ()):  # the word, as a YAML file or Python may write it
+        assert check({name: None}) == {name: "none"}
     else:
         with pytest.raises((TypeError, ValueError), match=name):
             check({name: None})
@@ -296,3 +300,59 @@ def test_steps_must_rise_from_epoch_one(given: Any) -> None:
 def test_steps_must_be_epochs(given: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"lr_steps=.* must be"):
         check({"lr_steps": given})
+
+
+# Images without labels ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "canonical"),
+    [
+        ("photos", "photos"),
+        ("my photos/of, cats", "my photos/of, cats"),
+        (Path("photos/more"), str(Path("photos/more"))),
+        (["a", Path("b c")], ["a", "b c"]),
+        (("a", "b.txt"), ["a", "b.txt"]),
+        (None, None),
+    ],
+)
+def test_paths_may_be_one_or_several_and_become_texts(given: Any, canonical: Any) -> None:
+    assert check({"unlabeled": given}) == {"unlabeled": canonical}
+
+
+@pytest.mark.parametrize("given", ["", [], (), 3, True, 0.5, {}, ["a", ""], ["a", 3], ["a", None], b"a"])
+def test_what_is_no_path_is_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match=r"unlabeled=.* must be a path, or a list of paths"):
+        check({"unlabeled": given})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ssl_ema", 1.001, "must be 1 or less; its default is 0.9996"),
+        ("ssl_ema", -0.1, "must be 0 or more"),
+        ("ssl_threshold", 1.5, "must be 1 or less; its default is 0.7"),
+        ("ssl_threshold", 0, "must be above 0; its default is 0.7"),
+        ("ssl_ratio", 0, "must be above 0; its default is 1"),
+        ("ssl_weight", -1, "must be 0 or more; its default is 2.0"),
+        ("ssl_burn_in", 1.5, "must be whole epochs, or a fraction of the run below 1"),
+        ("ssl_ramp", 2.5, "must be whole epochs, or a fraction of the run below 1"),
+    ],
+)
+def test_numbers_of_learning_without_labels_have_bounds(name: str, value: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check({name: value})
+
+
+@pytest.mark.parametrize("name", sorted(name for name, spec in specifications().items() if "maximum" in spec))
+def test_the_largest_value_is_allowed(name: str) -> None:
+    largest = specifications()[name]["maximum"]
+    assert check({name: largest}) == {name: largest}
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"), [("seed", "sed"), ("psuedo", "pseudo"), ("Softt", "soft"), ("non", "none")]
+)
+def test_a_wrong_way_of_learning_without_labels_is_refused_with_the_nearest(given: str, nearest: str) -> None:
+    with pytest.raises(ValueError, match=f"must be one of none, pseudo, soft, sed.* Did you mean '{nearest}'"):
+        check({"ssl": given})

@@ -71,3 +71,10 @@ def test_it_is_a_figure_of_its_own_and_agreement_lies_between_0_and_1() -> None:
         axes = draw(RUN).axes[0]
     assert plt.get_fignums() == before and axes.get_ylim() == (0, 1)
     assert np.isfinite(axes.get_xlim()).all()
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 5, 100])
+def test_epochs_are_whole_numbers(epochs: int) -> None:
+    columns = ("train/agree_cls", "train/agree_iou")
+    axes = draw({"epoch": list(range(1, epochs + 1)), **dict.fromkeys(columns, [0.5] * epochs)}).axes[0]
+    assert all(tick == round(tick) for tick in axes.get_xticks())

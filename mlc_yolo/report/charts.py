@@ -1,0 +1,264 @@
+"""Charts as SVG that takes its colours from the page, so that dark mode and print need no second drawing.
+
+A chart is 320 units wide: on a phone one unit is about one pixel, and its text as large as the page's small print. The
+style sheet colours the classes used here; `s0`, `s1` ... are the colours of the variants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+
+from mlc_yolo.metrics.reliability import Reliability
+
+WIDTH, HEIGHT = 320, 240
+LEFT, RIGHT, TOP, BOTTOM = 36, 8, 20, 34
+#: Bins of a density along each axis, and shades it is drawn in.
+CELLS, SHADES = 25, 6
+#: Fewest boxes of a score for which the density's median is drawn.
+MIN_BOXES = 10
+
+Array = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One variant's line, and how far its runs spread.
+
+    Attributes:
+        name: the variant's.
+        colour: its number.
+        y: (N,) mean over runs; nan breaks the line.
+        low: (N,) the lowest run; None draws no spread.
+        high: (N,) the highest run.
+    """
+
+    name: str
+    colour: int
+    y: Array
+    low: Array | None = None
+    high: Array | None = None
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference and where it may lie, and the differences of single pairs of runs."""
+
+    name: str
+    colour: int
+    mean: float
+    low: float
+    high: float
+    pairs: Sequence[float]
+
+
+def line_chart(x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, told: str, zero: bool = False) -> Markup:
+    """Draw lines over common x.
+
+    Args:
+        x: (N,) ascending; N may be 1.
+        lines: of N values each.
+        x_label: what x is.
+        y_label: what y is.
+        told: what a reader who does not see the chart should know of it.
+        zero: whether y = 0 is a line of its own, as in differences.
+    """
+    values = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
+    frame = _Frame(_limits(x), _limits(np.concatenate([np.empty(0), *values]), zero=zero))
+    parts = [frame.axes(x_label, y_label)]
+    if zero:
+        parts.append(frame.line([frame.x[0], frame.x[1]], [0, 0], class_="zero"))
+    for line in lines:
+        if line.low is not None and line.high is not None:
+            known = np.isfinite(line.low) & np.isfinite(line.high)
+            around = np.concatenate((x[known], x[known][::-1]))
+            parts.append(
+                frame.line(
+                    around, np.concatenate((line.low[known], line.high[known][::-1])), class_=f"band s{line.colour}"
+                )
+            )
+    for line in lines:
+        parts.append(frame.line(x, line.y, class_=f"line s{line.colour}"))
+        if np.isfinite(line.y).sum() == 1:
+            at = int(np.flatnonzero(np.isfinite(line.y))[0])
+            parts.append(frame.dot(x[at], line.y[at], class_=f"dot s{line.colour}"))
+    return _svg(HEIGHT, told, parts)
+
+
+def interval_chart(intervals: Sequence[Interval], *, x_label: str, told: str) -> Markup:
+    """Draw differences with their intervals, one row each, around a line at zero."""
+    row = 34
+    height = TOP + row * len(intervals) + BOTTOM
+    values = [v for each in intervals for v in (each.mean, each.low, each.high, *each.pairs)]
+    frame = _Frame(_limits(np.array(values), zero=True), (0, len(intervals)), height=height, left=RIGHT)
+    parts = [frame.axes(x_label, ""), frame.line([0, 0], [0, len(intervals)], class_="zero")]
+    for i, each in enumerate(intervals):
+        middle = len(intervals) - i - 0.68
+        parts.append(_tag("text", each.name, x=frame.left, y=_n(frame.to_y(middle) - 10), class_="name"))
+        parts.append(frame.line([each.low, each.high], [middle, middle], class_=f"interval s{each.colour}"))
+        parts += [frame.dot(value, middle, class_="pair", r=2.5) for value in each.pairs if len(each.pairs) > 1]
+        parts.append(frame.dot(each.mean, middle, class_=f"dot s{each.colour}", r=5))
+    return _svg(height, told, parts)
+
+
+def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
+    """Draw the density of boxes over score and IoU, and the median IoU of a score.
+
+    Args:
+        scores: (N,) in [0, 1]; N may be 0.
+        ious: (N,) in [0, 1].
+        told: what a reader who does not see the chart should know of it.
+    """
+    frame = _Frame((0, 1), (0, 1), height=WIDTH)
+    edges = np.linspace(0, 1, CELLS + 1)
+    counts, _, _ = np.histogram2d(scores, ious, bins=(edges, edges))
+    shade = np.zeros(counts.shape, dtype=np.int64)
+    if counts.any():
+        shade = np.ceil(SHADES * np.log1p(counts) / np.log1p(counts.max())).astype(np.int64)
+    width, depth = frame.to_x(edges[1]) - frame.to_x(0), frame.to_y(0) - frame.to_y(edges[1])
+    parts = []
+    for level in range(1, SHADES + 1):
+        corners = ((frame.to_x(edges[i]), frame.to_y(edges[j + 1])) for i, j in np.argwhere(shade == level))
+        cells = "".join(f"M{_n(x)} {_n(y)}h{_n(width)}v{_n(depth)}h{_n(-width)}z" for x, y in corners)
+        if cells:
+            parts.append(_tag("path", d=cells, class_="cell", fill_opacity=_n(0.1 + 0.8 * level / SHADES)))
+    parts += [frame.axes("score", "IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
+    bins = np.linspace(0, 1, 21)
+    groups = [ious[(scores >= low) & (scores < high)] for low, high in pairwise(bins)]
+    median = np.array([np.median(group) if len(group) >= MIN_BOXES else np.nan for group in groups])
+    parts.append(frame.line((bins[1:] + bins[:-1]) / 2, median, class_="median"))
+    return _svg(WIDTH, told, parts)
+
+
+def reliability_chart(found: Reliability, *, colour: int, told: str) -> Markup:
+    """Draw mean IoU against mean score by bins, the diagonal of honest scores, and how many boxes a bin holds."""
+    frame = _Frame((0, 1), (0, 1), height=250)
+    strip, base = 44, 250 + 50
+    parts = [frame.axes("score", "mean IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
+    for score, iou in zip(found.score, found.iou, strict=True):
+        if np.isfinite(score):
+            parts.append(frame.line([score, score], [score, iou], class_=f"gap s{colour}"))
+    known = np.isfinite(found.score)
+    parts.append(frame.line(found.score[known], found.iou[known], class_=f"line s{colour}"))
+    parts += [
+        frame.dot(x, y, class_=f"dot s{colour}") for x, y in zip(found.score[known], found.iou[known], strict=True)
+    ]
+    width = (WIDTH - frame.left - RIGHT) / len(found.count)
+    for i, count in enumerate(found.count.tolist()):
+        tall = strip * count / max(1, int(found.count.max())) * 0.7
+        x = frame.left + i * width
+        parts.append(
+            _tag("rect", x=_n(x + 1), y=_n(base - tall), width=_n(width - 2), height=_n(tall), class_=f"bar s{colour}")
+        )
+        parts.append(_tag("text", _short(count), x=_n(x + width / 2), y=_n(base - tall - 3), class_="count"))
+    parts.append(
+        _tag(
+            "text",
+            "boxes in the bin",
+            x=_n(frame.left + (WIDTH - frame.left - RIGHT) / 2),
+            y=base + 13,
+            class_="label middle",
+        )
+    )
+    return _svg(base + 18, told, parts)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """A pair of axes: from data to the drawing's units."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    height: int = HEIGHT
+    left: int = LEFT
+
+    def to_x(self, value: float) -> float:
+        low, high = self.x
+        return self.left + (value - low) / (high - low) * (WIDTH - self.left - RIGHT)
+
+    def to_y(self, value: float) -> float:
+        low, high = self.y
+        return self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM)
+
+    def axes(self, x_label: str, y_label: str) -> Markup:
+        parts = []
+        floor = self.height - BOTTOM
+        for tick in _ticks(*self.x):
+            at = _n(self.to_x(tick))
+            parts.append(_tag("line", x1=at, x2=at, y1=TOP, y2=floor, class_="grid"))
+            parts.append(_tag("text", _tick_text(tick), x=at, y=floor + 14, class_="tick middle"))
+        if y_label:
+            for tick in _ticks(*self.y):
+                at = _n(self.to_y(tick))
+                parts.append(_tag("line", x1=self.left, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
+                parts.append(
+                    _tag("text", _tick_text(tick), x=self.left - 4, y=_n(self.to_y(tick) + 4), class_="tick end")
+                )
+            parts.append(_tag("text", y_label, x=self.left, y=TOP - 8, class_="label"))
+        middle = _n((self.left + WIDTH - RIGHT) / 2)
+        parts.append(_tag("text", x_label, x=middle, y=self.height - 5, class_="label middle"))
+        return Markup("").join(parts)
+
+    def line(self, x: Any, y: Any, *, class_: str) -> Markup:
+        """Return a path through the points; a y that is nan lifts the pen."""
+        path, pen = [], "M"
+        for a, b in zip(x, y, strict=True):
+            if math.isfinite(b):
+                path.append(f"{pen}{_n(self.to_x(a))} {_n(self.to_y(b))}")
+            pen = "L" if math.isfinite(b) else "M"
+        return _tag("path", d="".join(path), class_=class_) if path else Markup("")
+
+    def dot(self, x: float, y: float, *, class_: str, r: float = 3) -> Markup:
+        return _tag("circle", cx=_n(self.to_x(x)), cy=_n(self.to_y(y)), r=r, class_=class_)
+
+
+def _svg(height: float, told: str, parts: Sequence[Markup]) -> Markup:
+    return _tag("svg", *parts, viewBox=f"0 0 {WIDTH} {_n(height)}", role="img", aria_label=told)
+
+
+def _tag(name: str, *children: str, **attributes: Any) -> Markup:
+    """Return an element; what is not markup yet is escaped. `class_` stands for class, `a_b` for a-b."""
+    text = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
+    return Markup(f"<{name}{text}>{Markup('').join(children)}</{name}>")
+
+
+def _limits(values: Array, *, zero: bool = False) -> tuple[float, float]:
+    """Return limits with some room around all values that are finite."""
+    known = values[np.isfinite(values)]
+    if zero:
+        known = np.append(known, 0.0)
+    low, high = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+    room = 0.04 * (high - low) or 0.5
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return up to six round numbers from low to high."""
+    rough = (high - low) / 5
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
+    return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _tick_text(value: float) -> str:
+    return f"{value:g}".replace("-", "−")
+
+
+def _short(count: int) -> str:
+    """Return a count of at most four letters."""
+    for unit, letter in ((1_000_000, "M"), (1000, "k")):
+        if count >= unit:
+            return f"{count / unit:.1f}{letter}" if count < 10 * unit else f"{count // unit}{letter}"
+    return str(count)
+
+
+def _n(value: float) -> str:
+    """Return a number as short as the eye allows."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -1,0 +1,209 @@
+"""The images on which two variants differ most, with what each found drawn on the photograph.
+
+An image's *quality* is twice the sum of the IoU of its correct detections, divided by its detections plus its objects:
+1 where every object has one detection that fits it exactly, less for boxes that sit badly, for missed objects and for
+false detections. (Panoptic quality, Kirillov et al., CVPR 2019, eq. 1, of boxes and without regard to class sizes.)
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+from ultralytics.utils.patches import imread
+
+from mlc_yolo.metrics.errors import NO_OBJECT, ImageErrors, Kind
+from mlc_yolo.metrics.records import Records
+
+LONGEST = 480  # px, the longer side of a photograph on the page
+JPEG_QUALITY = 78
+#: Words for a detection's error, and for an object's.
+WORDS = {
+    Kind.LOCALIZATION: "badly placed",
+    Kind.CLASS: "wrong class",
+    Kind.BOTH: "wrong class, badly placed",
+    Kind.DUPLICATE: "duplicate",
+    Kind.BACKGROUND: "nothing there",
+    Kind.MISSED: "missed",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One run: what it found, and the verdict on each image."""
+
+    records: Records
+    images: Sequence[ImageErrors]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One photograph with what one run found on it.
+
+    Attributes:
+        image: the photograph, as a data URI.
+        alt: what is to be seen, in words.
+        overlay: boxes and captions, as SVG in px of the original image.
+        caption: what is below it.
+        quality: of the image, in [0, 1].
+        tall: whether it is higher than wide.
+    """
+
+    image: str
+    alt: str
+    overlay: Markup
+    caption: str
+    quality: float
+    tall: bool
+
+
+@dataclass(frozen=True)
+class Differing:
+    """An image on which two variants differ.
+
+    Attributes:
+        file: the image's name.
+        difference: the other's quality minus the baseline's, averaged over pairs of runs.
+        panels: of the baseline and of the other, of the pair of runs whose difference is nearest to the average.
+    """
+
+    file: str
+    difference: float
+    panels: tuple[Panel, Panel]
+
+
+def quality(image: ImageErrors) -> float:
+    """Return the image's quality, in [0, 1]; 1 where there is nothing to be found and nothing was."""
+    total = len(image.detections) + len(image.objects)
+    return 2 * float(image.iou.sum()) / total if total else 1.0
+
+
+def differences(baseline: Sequence[Judged], other: Sequence[Judged]) -> NDArray[np.float64]:
+    """Return the other's quality minus the baseline's, (pairs, images), of runs in pairs over the same images."""
+    pairs = [
+        [quality(b) - quality(a) for a, b in zip(first.images, second.images, strict=True)]
+        for first, second in zip(baseline, other, strict=True)
+    ]
+    return np.array(pairs, dtype=np.float64).reshape(len(pairs), -1)
+
+
+def most_differing(
+    baseline: Sequence[Judged], other: Sequence[Judged], names: tuple[str, str], *, count: int
+) -> tuple[list[Differing], list[Differing]]:
+    """Return the images on which two variants differ most: those where the other is better, and where it is worse.
+
+    Args:
+        baseline: its runs.
+        other: its runs, each over the same images as the baseline's run in the same place.
+        names: of the baseline and of the other.
+        count: how many of each at most, the largest difference first. Images that can no longer be read are passed
+            over, as those without a difference are.
+
+    Returns:
+        Both lists.
+    """
+    by_pair = differences(baseline, other)
+    mean = by_pair.mean(0)
+    lists = []
+    for sign in (1, -1):
+        chosen: list[Differing] = []
+        for i in np.argsort(-sign * mean, kind="stable"):
+            if len(chosen) == count or sign * mean[i] <= 0:
+                break
+            path = baseline[0].records.images[i]
+            photograph = _jpeg(path)
+            if photograph:
+                pair = int(np.abs(by_pair[:, i] - mean[i]).argmin())
+                panels = [
+                    _panel(runs[pair], int(i), name, photograph)
+                    for runs, name in zip((baseline, other), names, strict=True)
+                ]
+                chosen.append(Differing(Path(path).name, float(mean[i]), (panels[0], panels[1])))
+        lists.append(chosen)
+    return lists[0], lists[1]
+
+
+def _jpeg(path: str) -> str:
+    """Return the image as a data URI, made small; nothing if there is no such image any more."""
+    photo = imread(path) if Path(path).is_file() else None
+    if photo is None:
+        return ""
+    scale = min(1.0, LONGEST / max(photo.shape[:2]))
+    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _panel(run: Judged, i: int, name: str, photograph: str) -> Panel:
+    """Return what one run found on image `i`."""
+    records, image = run.records, run.images[i]
+    height, width = (int(v) for v in records.sizes[i])
+    found = int((image.kind == Kind.CORRECT).sum())
+    wrong = len(image.kind) - found
+    boxes, captions = [], []
+    for row, missed in zip(image.objects, image.missed, strict=True):
+        box, kind = records.gt_boxes[row], "missed" if missed else "object"
+        boxes.append(_box(box, kind))
+        if missed:
+            captions.append((box, _name(records, records.gt_labels[row]), kind))
+    for row, kind, taken, iou in zip(image.detections, image.kind, image.taken, image.iou, strict=True):
+        box = records.boxes[row]
+        if taken != NO_OBJECT:
+            boxes.append(_box(box, "correct"))
+            captions.append((box, f"{iou:.2f}", "correct"))
+        else:
+            boxes.append(_box(box, "wrong"))
+            error = "" if kind == Kind.BACKGROUND else f": {WORDS[Kind(kind)]}"  # the photograph shows that
+            captions.insert(0, (box, _name(records, records.labels[row]) + error, "wrong"))
+    size = width / (26 if height > width else 32)  # the page shows tall photographs smaller
+    parts = [*boxes, Markup(f'<g font-size="{size:.1f}">'), *_captions(captions, width, size), Markup("</g>")]
+    overlay = Markup(f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{Markup("").join(parts)}</svg>')
+    value = quality(image)
+    errors = [
+        f"{count} {WORDS[kind]}"
+        for kind in WORDS
+        if (count := int(image.missed.sum()) if kind == Kind.MISSED else int((image.kind == kind).sum()))
+    ]
+    told = f"{found} of {len(image.objects)} objects found"
+    if found:
+        told += f" with a mean IoU of {image.iou.sum() / found:.2f}"
+    caption = "; ".join([told, f"{wrong} false detection{'s' * (wrong != 1)}" if wrong else "no false detection"])
+    alt = f"{Path(records.images[i]).name} with the boxes of {name}: {', '.join([told, *errors])}."
+    return Panel(photograph, alt, overlay, f"{caption}; quality {value:.2f}", value, height > width)
+
+
+def _name(records: Records, label: int) -> str:
+    return records.names.get(int(label), f"class {label}")
+
+
+def _box(box: NDArray[np.floating], class_: str) -> Markup:
+    x1, y1, x2, y2 = (float(v) for v in box)
+    place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(0.0, x2 - x1):.1f}" height="{max(0.0, y2 - y1):.1f}"'
+    return Markup(f'<rect {place} class="halo {class_}"/><rect {place} class="{class_}"/>')
+
+
+def _captions(captions: Sequence[tuple[NDArray[np.floating], str, str]], width: int, size: float) -> list[Markup]:
+    """Return texts inside the upper left corners of their boxes; one that would cover an earlier one is left out.
+
+    Args:
+        captions: (4,) box, text and class of each, the most telling first.
+        width: of the image, in px.
+        size: of the texts, in px of the image.
+    """
+    taken: list[tuple[float, float, float]] = []
+    drawn = []
+    for box, text, class_ in captions:
+        long = 0.66 * size * len(text)  # about, in the usual fonts
+        x = max(0.0, min(float(box[0]) + size / 4, width - long))
+        y = max(float(box[1]), 0.0) + size
+        if all(abs(y - other_y) >= size or x + long < left or right < x for left, right, other_y in taken):
+            taken.append((x, x + long, y))
+            drawn.append(Markup(f'<text x="{x:.1f}" y="{y:.1f}" class="{class_}">{escape(text)}</text>'))
+    return drawn
