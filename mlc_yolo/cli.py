@@ -13,7 +13,7 @@ from typing import Any
 from mlc_yolo import __version__
 
 MODES = ("train", "val", "predict", "track", "export", "benchmark", "tune")
-OWN_MODES = ("assignments", "figure", "reproduce", "convert", "split", "demo")
+OWN_MODES = ("compare", "assignments", "figure", "reproduce", "convert", "split", "demo")
 #: Arguments of convert, and their defaults.
 CONVERT = {"source": None, "output": None, "images": None, "split": None, "link": True, "strict": False}
 #: Arguments of split, and their defaults.
@@ -26,6 +26,7 @@ USAGE = """
     mlc-yolo MODE key=value ...
 
     MODE  train, val, predict, track, export, benchmark, tune   as in Ultralytics, with the options below
+          compare       train every combination of options and judge the differences; report=True writes a page
           assignments   draw which anchors each task trains as positive, under two assigners side by side
           figure        draw figure 3, 4 or 5 of Mutual Guidance: amplification, guidance or misaligned
           reproduce     train and judge a row of the paper's tables, or a scaled-down version of it
@@ -47,14 +48,17 @@ USAGE = """
         mlc-yolo assignments model=best.pt data=mine.yaml assigner=tal,mlc
         mlc-yolo figure misaligned model=tal.pt other=mlc.pt data=mine.yaml
 
-    5. Reproduce a row of the paper (files in cfg/paper), here with a twentieth of its iterations
+    5. See whether it helps: any option may be a list; the same command goes on where it was stopped
+        mlc-yolo compare model=yolo11n.pt data=mine.yaml assigner=tal,mlc seed=0,1,2 epochs=50 report=True
+
+    6. Reproduce a row of the paper (files in cfg/paper), here with a twentieth of its iterations
         mlc-yolo reproduce mlc_table3_retinanet_ml data=coco.yaml scale=0.05
 
-    6. Convert annotations; what is wrong with them is reported by file (link=False copies images, strict=True stops)
+    7. Convert annotations; what is wrong with them is reported by file (link=False copies images, strict=True stops)
         mlc-yolo convert source=VOCdevkit/VOC2007 split=trainval,test output=datasets/voc07
         mlc-yolo convert source=train.json,val.json images=train/,val/ output=datasets/mine
 
-    7. Learn from images without labels (or split a labelled set first, to see what they bring)
+    8. Learn from images without labels (or split a labelled set first, to see what they bring)
         mlc-yolo train model=yolo11n.pt data=few.yaml unlabeled=photos/ ssl=sed
         mlc-yolo split data=mine.yaml percent=5,10 folds=1
 
@@ -136,6 +140,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     known = {**CONVERT, **SPLIT, **DEFAULT_CFG_DICT, **options.defaults()}
     known |= dict.fromkeys(("half", "int8", "end2end", "iterations", "space", "use_ray", "count", "save_dir"))
     known |= dict.fromkeys(("row", "results", "kind", "other"))  # of reproduce and figure
+    known |= dict.fromkeys(("baseline", "executor", "jobs")) | {"report": False}  # of compare
     words = (*MODES, *OWN_MODES, *SPECIAL, *TASKS)
     overrides: dict[str, Any] = {}
     mode = None
@@ -173,6 +178,10 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         return mode, _convert_arguments(overrides)
     if mode == "split":
         return mode, _only("split", overrides, SPLIT, required=("data",))
+    if mode == "compare":  # checks each run's options itself
+        from mlc_yolo.compare import split_values
+
+        return mode, split_values(overrides)
     ours, overrides = options.split(overrides)
     try:
         if mode == "assignments" and "assigner" in ours:
@@ -212,6 +221,13 @@ class _Command:
 
             files = split(**overrides)
             LOGGER.info(f"Train with:\nmlc-yolo train model=yolo11n.yaml data={files[0]} ssl=sed")
+            return
+        if mode == "compare":
+            from mlc_yolo.compare import compare
+
+            found = compare(**overrides)
+            if found.failed:
+                raise UsageError(f"{len(found.failed)} of the runs failed: {', '.join(found.failed)}")
             return
         from mlc_yolo.engine.model import MLCYOLO
 

@@ -1,0 +1,120 @@
+"""A validation that keeps what it saw as `Records`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlc_yolo.engine.model import MLCYOLO
+from mlc_yolo.engine.validator import LOWEST_CONFIDENCE, MLCValidator
+from mlc_yolo.metrics import divergence
+from mlc_yolo.metrics.records import Records
+
+Float32Array = NDArray[np.float32]
+
+
+class RecordingValidator(MLCValidator):
+    """`MLCValidator` that hands over its images, objects and detections.
+
+    Attributes:
+        records: of the last validation, images in the order of their names; None before it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what `MLCValidator` takes."""
+        super().__init__(*args, **kwargs)
+        self.records: Records | None = None
+        self._images: list[str] = []
+        self._sizes: list[tuple[int, int]] = []
+        for name in ("coco_objects", "coco_detections"):  # gathered where they have a list
+            self.metrics.stats.setdefault(name, [])
+
+    def init_metrics(self, model: Any) -> None:
+        """Prepare a validation."""
+        super().init_metrics(model)
+        self._images, self._sizes = [], []
+
+    def _process_batch(self, preds: dict[str, Any], batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        self._images.append(str(batch["im_file"]))
+        height, width = batch["ori_shape"]
+        self._sizes.append((int(height), int(width)))
+        return super()._process_batch(preds, batch)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return the metrics as upstream does; keep the boxes first, which upstream drops here."""
+        stats = self.metrics.stats
+        order = sorted(range(len(self._images)), key=self._images.__getitem__)
+        objects, found, samples = (
+            [stats[name][i] for i in order] for name in ("coco_objects", "coco_detections", "score_iou")
+        )
+        gt_boxes, (gt_labels,) = _columns(objects, 1)
+        boxes, (scores, labels) = _columns(found, 2)
+        self.records = Records(
+            images=[self._images[i] for i in order],
+            sizes=np.array([self._sizes[i] for i in order], dtype=np.int64).reshape(-1, 2),
+            gt_image=_image_index(objects),
+            gt_boxes=gt_boxes,
+            gt_labels=gt_labels.astype(np.int64),
+            image=_image_index(found),
+            boxes=boxes,
+            scores=scores,
+            labels=labels.astype(np.int64),
+            names={int(label): str(name) for label, name in self.names.items()},
+            spearman=object_correlations(samples, [len(rows) for rows in objects]),
+        )
+        metrics: dict[str, Any] = super().get_stats()
+        return metrics
+
+
+def record(model: MLCYOLO, **arguments: Any) -> Records:
+    """Validate a model and keep what it saw, down to the confidence AP is measured at.
+
+    Args:
+        model: the model.
+        **arguments: of `MLCYOLO.val`, or of the training it comes from, most of which do nothing here.
+
+    Returns:
+        The records.
+    """
+    made: list[RecordingValidator] = []
+
+    def validator(**kwargs: Any) -> RecordingValidator:
+        made.append(RecordingValidator(**kwargs))
+        return made[-1]
+
+    kept = {name: value for name, value in arguments.items() if name not in {"pretrained", "rect"}}
+    model.val(validator, **{**kept, "conf": LOWEST_CONFIDENCE, "plots": False, "coco_eval": False})
+    records = made[0].records
+    assert records is not None
+    return records
+
+
+def object_correlations(images: Sequence[Float32Array], objects: Sequence[int]) -> Float32Array:
+    """Return the rank correlation of score and IoU over each object's candidates.
+
+    Args:
+        images: per image (n, 4) samples as `metrics.divergence.match` returns them.
+        objects: how many objects each image has, G in all.
+
+    Returns:
+        (G,) in [-1, 1], nan where undefined; the mean of the others is `Divergence.per_object`.
+    """
+    first = np.cumsum([0, *objects])
+    rows = [sample[sample[:, divergence.OBJECT] != divergence.NO_OBJECT].astype(np.float64) for sample in images]
+    samples = np.concatenate([np.empty((0, 4)), *rows])
+    index = samples[:, divergence.OBJECT].astype(np.int64) + np.repeat(first[:-1], [len(row) for row in rows])
+    rho = divergence.segmented_spearman(samples[:, divergence.SCORE], samples[:, divergence.IOU], index, int(first[-1]))
+    return rho.astype(np.float32)
+
+
+def _columns(rows: Sequence[Float32Array], extra: int) -> tuple[Float32Array, list[Float32Array]]:
+    """Return the boxes (n, 4) of all images, and the `extra` columns after them."""
+    merged = np.concatenate([np.empty((0, 4 + extra), dtype=np.float32), *rows])
+    return merged[:, :4], [merged[:, 4 + i] for i in range(extra)]
+
+
+def _image_index(rows: Sequence[Float32Array]) -> NDArray[np.int64]:
+    return np.repeat(np.arange(len(rows)), [len(row) for row in rows])
