@@ -20,7 +20,6 @@ label file is background, as in training.
 
 from __future__ import annotations
 
-import glob
 import math
 import os
 import random
@@ -30,9 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ultralytics.data.utils import IMG_FORMATS, check_det_dataset, img2label_paths
+from ultralytics.data.utils import check_det_dataset, img2label_paths
 from ultralytics.utils import LOGGER
 
+from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.resolve import resolve_data
 
 Percents = str | float | Sequence[str | float]
@@ -101,7 +101,7 @@ def split(
 
 
 def list_images(source: str | Sequence[str]) -> list[Path]:
-    """List the images that Ultralytics would train on, each once, a source's in order of their paths.
+    """List the images that Ultralytics would train on, each once, in order of their paths.
 
     Args:
         source: a folder or a list file (an image a line, "./" being the list's folder), or several of them.
@@ -110,21 +110,10 @@ def list_images(source: str | Sequence[str]) -> list[Path]:
         Absolute paths. Links are not followed: labels lie beside the link.
 
     Raises:
-        ValueError: nothing is found, or a listed image does not exist.
+        FileNotFoundError: nothing is found.
+        ValueError: a listed image does not exist.
     """
-    found: dict[Path, None] = {}
-    for path in map(Path, [source] if isinstance(source, str) else source):
-        if path.is_dir():
-            names = glob.glob(f"{glob.escape(str(path))}/**/*.*", recursive=True)
-        elif path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").strip().splitlines()
-            names = [str(path.parent / line[2:]) if line.startswith("./") else line for line in lines]
-        else:
-            raise ValueError(f"{path} does not exist.")
-        pictures = (Path(os.path.abspath(each)) for each in names if each.rpartition(".")[-1].lower() in IMG_FORMATS)
-        found |= dict.fromkeys(sorted(pictures))
-    if not found:
-        raise ValueError(f"No images in {source}.")
+    found = dict.fromkeys(Path(os.path.abspath(file)) for file in image_files(source))
     if missing := [str(image) for image in found if not image.is_file()]:
         raise ValueError(f"{len(missing)} images of {source} do not exist, {missing[0]} among them.")
     return list(found)

@@ -10,8 +10,6 @@ said. The views are part of our reconstruction of SED (see `mlc_yolo.losses.dist
 
 from __future__ import annotations
 
-import glob
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,46 +18,13 @@ import torch
 from torchvision.transforms import v2
 from ultralytics.data.augment import Compose, LetterBox, RandomFlip, RandomPerspective
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import LOCAL_RANK, LOGGER
+
+from mlc_yolo.data.listing import image_files
 
 #: Chances and ranges of the strong view; rectangles are shares of the image's area.
 JITTER, BLUR, GREY = 0.8, 0.5, 0.2
 CUTOUTS = ((0.7, (0.02, 0.1)), (0.5, (0.01, 0.05)), (0.3, (0.01, 0.03)))
-
-
-def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
-    """List the images that `source` means, as Ultralytics would find them.
-
-    Args:
-        source: a folder, searched at every depth; an image; a .txt of paths, those with "./" relative to the file; or
-            several of these.
-
-    Returns:
-        Paths in sorted order.
-
-    Raises:
-        FileNotFoundError: nothing is there, or no image in it.
-    """
-    several: Sequence[str | Path] = [source] if isinstance(source, str | Path) else source
-    found: list[str] = []
-    for each in several:
-        path = Path(each)
-        if path.is_dir():
-            files = glob.glob(str(Path(glob.escape(str(path))) / "**" / "*.*"), recursive=True)
-        elif path.suffix == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            files = [str(path.parent / line) if line.startswith("./") else line for line in map(str.strip, lines)]
-        elif path.is_file():
-            files = [str(path)]
-        else:
-            raise FileNotFoundError(f"images without labels: there is no '{each}'. Give a folder or a .txt of paths")
-        found += [file for file in files if file.rpartition(".")[-1].lower() in IMG_FORMATS]
-    if not found:
-        raise FileNotFoundError(
-            f"images without labels: none in '{source}'. Expected .jpg, .png or the like ({len(IMG_FORMATS)} formats)"
-        )
-    return sorted(found)
 
 
 class TwoViews:

@@ -24,8 +24,9 @@ from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, LOCAL_RANK, LOGGER, RAN
 from ultralytics.utils.plotting import plot_images
 from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
+from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.data.unlabeled import UnlabeledDataset, image_files
+from mlc_yolo.data.unlabeled import UnlabeledDataset
 from mlc_yolo.engine import options
 from mlc_yolo.engine.checkpoint import wants_warp
 from mlc_yolo.engine.distillation import ITEMS, SemiLoss

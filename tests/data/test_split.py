@@ -357,9 +357,9 @@ def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_source_that_is_not_there_or_empty_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"there is no .*nowhere"):
         list_images(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match="No images in"):
+    with pytest.raises(FileNotFoundError, match="images: none in"):
         list_images(str(tmp_path))
 
 

@@ -13,7 +13,8 @@ import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 
-from mlc_yolo.data.unlabeled import TwoViews, UnlabeledDataset, image_files
+from mlc_yolo.data.listing import image_files
+from mlc_yolo.data.unlabeled import TwoViews, UnlabeledDataset
 
 STILL = dict.fromkeys(("degrees", "translate", "scale", "shear", "perspective", "flipud", "fliplr"), 0.0)
 DATA = {"names": {0: "one"}, "nc": 1, "channels": 3}
@@ -75,7 +76,7 @@ def test_several_sources_are_joined(tmp_path: Path) -> None:
 @pytest.mark.parametrize("several", [False, True])
 def test_a_missing_folder_is_named(several: bool, tmp_path: Path) -> None:
     missing = str(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match=r"there is no '.*nowhere'. Give a folder"):
+    with pytest.raises(FileNotFoundError, match=r"there is no '.*nowhere'. Give a folder of images"):
         image_files([str(write(tmp_path / "a.png").parent), missing] if several else missing)
 
 

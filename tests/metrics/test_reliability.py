@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from mlc_yolo.metrics.records import Records
 
+from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.reliability import best_ious, reliability
 
 UNIT = st.floats(0, 1, width=32)
