@@ -177,7 +177,8 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     if mode == "convert":
         return mode, _convert_arguments(overrides)
     if mode == "split":
-        return mode, _only("split", overrides, SPLIT, required=("data",))
+        given = _only("split", overrides, SPLIT, required=("data",))
+        return mode, {name: str(value) if name in {"data", "output"} else value for name, value in given.items()}
     if mode == "compare":  # checks each run's options itself
         from mlc_yolo.compare import split_values
 

@@ -36,6 +36,7 @@ def options_table() -> str:
             values = spec["type"]
             values += f" >= {spec['minimum']}" if "minimum" in spec else ""
             values += f" > {spec['above']}" if "above" in spec else ""
+            values += f", <= {spec['maximum']}" if "maximum" in spec else ""
         text = spec["help"].replace("|", "\\|")  # a bare | would end the cell
         rows.append(f"| `{name}` | {default} | {values} | {text} |")
     return "\n".join(rows)

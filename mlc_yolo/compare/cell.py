@@ -88,7 +88,9 @@ def run_cell(folder: Path, device: str) -> None:
         model = MLCYOLO(last)
         _write_cost(model, folder)
         model.train(resume=True, data=options["data"], save_dir=str(folder), device=device)
-    records = record(MLCYOLO(last), **options, project=str(folder), name="val", **place)
+    judged = MLCYOLO(last)
+    options["imgsz"] = judged.model.args["imgsz"]  # as rounded in training
+    records = record(judged, **options, project=str(folder), name="val", **place)
     replace(records, digest=told["digest"]).save(folder / RECORDS)
 
 

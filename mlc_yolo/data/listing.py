@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
             several of these.
 
     Returns:
-        Paths in sorted order.
+        Absolute paths in sorted order, each once.
 
     Raises:
         FileNotFoundError: nothing is there, or no image in it.
@@ -38,4 +39,4 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
         found += [file for file in files if file.rpartition(".")[-1].lower() in IMG_FORMATS]
     if not found:
         raise FileNotFoundError(f"images: none in '{source}'. Expected .jpg, .png or the like")
-    return sorted(found)
+    return sorted({os.path.abspath(file) for file in found})

@@ -21,7 +21,6 @@ label file is background, as in training.
 from __future__ import annotations
 
 import math
-import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -113,10 +112,10 @@ def list_images(source: str | Sequence[str]) -> list[Path]:
         FileNotFoundError: nothing is found.
         ValueError: a listed image does not exist.
     """
-    found = dict.fromkeys(Path(os.path.abspath(file)) for file in image_files(source))
+    found = [Path(file) for file in image_files(source)]
     if missing := [str(image) for image in found if not image.is_file()]:
         raise ValueError(f"{len(missing)} images of {source} do not exist, {missing[0]} among them.")
-    return list(found)
+    return found
 
 
 def draw(classes: Sequence[Counter[int]], count: int, generator: random.Random) -> list[int]:

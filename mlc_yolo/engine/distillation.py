@@ -363,9 +363,10 @@ def _agreement_items(student: Dense, teacher: Dense, sure: Tensor) -> dict[str, 
 
 
 def _gains(criterion: PerTaskLoss | DetectorLoss) -> Gains:
+    quality = criterion.iou_gain * (criterion.epoch >= criterion.iou_warmup)
     if isinstance(criterion, DetectorLoss):
-        return Gains(1.0, 1.0, 0.0, criterion.iou_gain)
-    return Gains(criterion.hyp.cls, criterion.hyp.box, criterion.hyp.dfl, criterion.iou_gain)
+        return Gains(1.0, 1.0, 0.0, 1.0 if criterion.head.quality == "centerness" else quality)
+    return Gains(criterion.hyp.cls, criterion.hyp.box, criterion.hyp.dfl, quality)
 
 
 def _halved(views: Tensor) -> Tensor:

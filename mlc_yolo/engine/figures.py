@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,14 +29,12 @@ from mlc_yolo.assigners import MutualGuidance
 from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.engine import options
 from mlc_yolo.engine.assignments import check_classes, check_count, check_request, open_split, scenes
+from mlc_yolo.engine.model import MLCYOLO
 from mlc_yolo.engine.predictor import MLCPredictor
 from mlc_yolo.metrics.divergence import SCORE_THRESHOLD, entries
 from mlc_yolo.plots.amplification import Pairs, amplification_figure
 from mlc_yolo.plots.guidance import GuidedImage, guidance_figure
 from mlc_yolo.plots.misaligned import ComparedImage, Found, Total, find_misaligned, misaligned_figure
-
-if TYPE_CHECKING:
-    from mlc_yolo.engine.model import MLCYOLO
 
 CROWD = 3  # objects; images of more are drawn only where there are not enough of fewer
 LEGIBLE = 10  # objects; figure 5 prefers images of no more, where the marks do not hide one another
@@ -159,8 +157,6 @@ def _draw_guidance(request: _Request) -> tuple[Figure, Any, str]:
 
 
 def _draw_misaligned(request: _Request) -> tuple[Figure, Any, str]:
-    from mlc_yolo.engine.model import MLCYOLO  # which imports this module's callers
-
     other = request.other if isinstance(request.other, MLCYOLO) else MLCYOLO(request.other)
     pair = (request.model, other)
     predict = {"iou": OVERLAP, **request.stock}

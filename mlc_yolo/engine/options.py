@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from os import PathLike
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -213,7 +214,11 @@ def _checked_epochs(name: str, value: Any) -> list[int]:
 
 
 def _checked_paths(name: str, value: Any) -> str | list[str]:
-    """Accept a path, or several in a list; text as Ultralytics' files can hold it is returned."""
+    """Accept a path, several in a list, or "one,other"; text as Ultralytics' files can hold it is returned."""
+    if isinstance(value, int) and not isinstance(value, bool):  # a folder's name, as Ultralytics reads key=value
+        value = str(value)
+    if isinstance(value, str) and "," in value and not Path(value).exists():
+        value = [part.strip() for part in value.split(",")]
     several = value if isinstance(value, list | tuple) else [value]
     if not several or not all(isinstance(each, str | PathLike) and str(each) for each in several):
         raise TypeError(f"{name}={value!r} must be a path, or a list of paths")

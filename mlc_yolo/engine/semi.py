@@ -4,6 +4,7 @@
 2. Then each step also sees a batch without labels, by `engine.distillation`, whose weight rises over the ramp.
 3. The teacher is what is validated, saved and exported, as Ultralytics' average always is.
 
+The teacher is an average from the first step on, not a copy of the student made when the burn-in ends (not compared).
 With `ssl=none`, or a weight of 0, this is `MLCTrainer`, step by step. SED-style: see `losses.distillation`.
 """
 
@@ -69,8 +70,8 @@ class SemiTrainer(MLCTrainer):
                 raise ValueError(f"ssl={ours['ssl']} on several devices does not train compiled models: compile=False")
             if given.get("distill_model"):
                 raise ValueError(f"ssl={ours['ssl']} has a teacher of its own: leave distill_model out")
-            if not (ours["ema"] and ours["ssl_ema"]):
-                raise ValueError(f"ssl={ours['ssl']} needs its teacher, an average: leave ema=True and ssl_ema above 0")
+            if not ours["ema"]:
+                raise ValueError(f"ssl={ours['ssl']} needs its teacher, the average: leave ema=True")
             epochs = int(given["epochs"])
             if options.warmup_length(ours["ssl_burn_in"], None, epochs) >= max(epochs, 1):
                 raise ValueError(
@@ -81,6 +82,8 @@ class SemiTrainer(MLCTrainer):
             source = unlabeled_source(ours["unlabeled"], data)
             refuse_validation_images(image_files(source), data, str(given.get("split") or "val"))
             overrides = {**(overrides or {}), "data": data, "unlabeled": source}
+        elif ours["unlabeled"] and RANK in {-1, 0}:
+            LOGGER.warning(f"unlabeled={ours['unlabeled']} is not used: ssl={ours['ssl']} trains on labels alone")
         self.unlabeled_loader: Any = None
         self._views: Iterator[dict[str, Any]] | None = None
         self._steps = 0

@@ -309,7 +309,8 @@ def test_steps_must_be_epochs(given: Any) -> None:
     ("given", "canonical"),
     [
         ("photos", "photos"),
-        ("my photos/of, cats", "my photos/of, cats"),
+        ("my photos/of, cats", ["my photos/of", "cats"]),
+        (2024, "2024"),
         (Path("photos/more"), str(Path("photos/more"))),
         (["a", Path("b c")], ["a", "b c"]),
         (("a", "b.txt"), ["a", "b.txt"]),
@@ -320,7 +321,12 @@ def test_paths_may_be_one_or_several_and_become_texts(given: Any, canonical: Any
     assert check({"unlabeled": given}) == {"unlabeled": canonical}
 
 
-@pytest.mark.parametrize("given", ["", [], (), 3, True, 0.5, {}, ["a", ""], ["a", 3], ["a", None], b"a"])
+def test_a_folder_with_a_comma_in_its_name_is_one_path(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert check({"unlabeled": str(tmp_path / "a,b")}) == {"unlabeled": str(tmp_path / "a,b")}
+
+
+@pytest.mark.parametrize("given", ["", [], (), True, 0.5, {}, ["a", ""], ["a", 3], ["a", None], b"a"])
 def test_what_is_no_path_is_refused(given: Any) -> None:
     with pytest.raises(TypeError, match=r"unlabeled=.* must be a path, or a list of paths"):
         check({"unlabeled": given})
@@ -330,11 +336,11 @@ def test_what_is_no_path_is_refused(given: Any) -> None:
     ("name", "value", "message"),
     [
         ("ssl_ema", 1.001, "must be 1 or less; its default is 0.9996"),
-        ("ssl_ema", -0.1, "must be 0 or more"),
+        ("ssl_ema", -0.1, "must be above 0"),
         ("ssl_threshold", 1.5, "must be 1 or less; its default is 0.7"),
         ("ssl_threshold", 0, "must be above 0; its default is 0.7"),
         ("ssl_ratio", 0, "must be above 0; its default is 1"),
-        ("ssl_weight", -1, "must be 0 or more; its default is 2.0"),
+        ("ssl_weight", -1, "must be 0 or more; its default is 0.5"),
         ("ssl_burn_in", 1.5, "must be whole epochs, or a fraction of the run below 1"),
         ("ssl_ramp", 2.5, "must be whole epochs, or a fraction of the run below 1"),
     ],

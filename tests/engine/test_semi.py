@@ -389,10 +389,10 @@ def test_the_command_line_trains_with_the_entry_of_the_data_file(tiny_data: Path
     [
         ({"unlabeled": None}, ValueError, r"give unlabeled=path/to/images, or an entry `unlabeled:`"),
         ({"unlabeled": "nowhere"}, FileNotFoundError, "there is no '.*nowhere'"),
-        ({"unlabeled": 3}, TypeError, "must be a path"),
+        ({"unlabeled": 3}, FileNotFoundError, "there is no .*3"),
         ({"unlabeled": []}, TypeError, "must be a path"),
         ({"ema": False}, ValueError, "leave ema=True"),
-        ({"ssl_ema": 0}, ValueError, "ssl_ema above 0"),
+        ({"ssl_ema": 0}, ValueError, "ssl_ema=0 must be above 0"),
         ({"ssl_ema": 2}, ValueError, "ssl_ema=2 must be 1 or less"),
         ({"ssl_burn_in": 3}, ValueError, "ssl_burn_in=3 must end before the run of epochs=3"),
         ({"ssl_burn_in": 1.5}, ValueError, "whole epochs"),
