@@ -240,7 +240,7 @@ def test_a_resumed_run_has_its_student_and_its_teacher(
     source = name if name.endswith(".yaml") else detector_yaml(run_dir, name)
     net = MLCYOLO(source)
     net.add_callback("on_model_save", stop_after(cut))
-    settings = {"epochs": 5, "ssl_burn_in": 2, "ssl_ramp": 2, "ssl_ema": 0.9}
+    settings = {"epochs": 5, "ssl_burn_in": 2, "ssl_ramp": 2, "ssl_ema": 0.9, "ssl_weight": 2}
     with pytest.raises(KeyboardInterrupt):
         semi_train(net, tiny_data, photos, run_dir / "run", **settings)
     last = run_dir / "run" / "weights" / "last.pt"
