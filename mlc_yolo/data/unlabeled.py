@@ -1,7 +1,8 @@
 """Images without labels on Ultralytics' data set: two views of each, of one geometry.
 
-1. An image is loaded, moved, scaled and flipped as the run's own options say; mosaic, mixup and colours are left out.
-2. That is the weak view, for the teacher.
+1. An image is loaded, moved and flipped as the run's own options say; mosaic, mixup, random scale and colours are left
+   out.
+2. That is the weak view, for the teacher, which sees objects at the size they have when it predicts.
 3. The strong view, for the student, is the same with colours, blur and cut-out rectangles changed at random.
 
 No label is read, also where a file of labels lies beside the image. An image that cannot be read is left out, and
@@ -122,7 +123,7 @@ class UnlabeledDataset(YOLODataset):
                 RandomPerspective(
                     degrees=hyp.degrees,
                     translate=hyp.translate,
-                    scale=hyp.scale,
+                    scale=0.0,
                     shear=hyp.shear,
                     perspective=hyp.perspective,
                     size=size,
