@@ -1,14 +1,21 @@
-# make demo   set up .venv and run the main job on the embedded data: train, validate, predict
-# make test   set up .venv with the development tools; lint, type-check and test
-# make bench  set up as for test and run what is timed
-# make clean  remove everything that make, the tests and the builds have made here
+# make demo     set up .venv and run the main job on the embedded data: train, validate, predict
+# make test     set up .venv with the development tools; lint, type-check and test
+# make upstream test what we lean on in Ultralytics with its oldest version; part of make test
+# make bench    set up as for test and run what is timed
+# make readme   make the README's tables again, of options and of results
+# make audit    look for known vulnerabilities in the installed versions (asks pypi.org)
+# make clean    remove everything that make, the tests and the builds have made here
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test bench clean
+# `make upstream` tests with the oldest version that pyproject.toml allows, or ULTRALYTICS=8.4.180, say.
+ULTRALYTICS ?= $(shell sed -n 's/.*"ultralytics>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+UPSTREAM := build/ultralytics-$(ULTRALYTICS)
+
+.PHONY: demo test upstream bench readme audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlc-yolo demo
@@ -17,10 +24,35 @@ test: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(MAKE) upstream
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# What we lean on in Ultralytics, and an old checkpoint, with another version put before .venv's.
+upstream: $(VENV)/.installed-dev $(UPSTREAM)/.installed
+	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -c \
+	  'from importlib.metadata import version as v; assert v("ultralytics") == "$(ULTRALYTICS)", v("ultralytics")'
+	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q tests/engine/test_compat.py tests/test_checkpoint_versions.py
+
+$(UPSTREAM)/.installed: $(VENV)/.installed-dev
+	rm -rf $(UPSTREAM)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(UPSTREAM) ultralytics==$(ULTRALYTICS)
+	touch $@
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py $(PYTEST_ARGS)
+
+readme: $(VENV)/.installed
+	$(BIN)/python -m mlc_yolo.report.readme
+
+# Versions without what follows a plus, such as torch's +cpu: the database knows those. What it does not know fails.
+audit: $(VENV)/.installed-dev build/audit/.installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' > build/audit/requirements.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip -r build/audit/requirements.txt
+
+build/audit/.installed:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Ultralytics reads these when it is imported. Offline, it sends no statistics and looks for no updates; files that are
+# asked for are downloaded all the same. Without them, it would also install packages that it misses.
+os.environ.setdefault("YOLO_OFFLINE", "true")
+os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 # Imported on first use: `import mlc_yolo` and `mlc-yolo --help` load neither torch nor ultralytics.
 _LAZY = {

@@ -99,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nmlc-yolo: stopped. {command.resume_hint()}", file=sys.stderr)
         return 130
-    except (UsageError, ValueError, TypeError, SyntaxError, OSError, RuntimeError, ImportError) as error:
+    except (
+        *(UsageError, ValueError, TypeError, SyntaxError, OSError, RuntimeError, ImportError),
+        *(AssertionError, KeyError),  # of Ultralytics, such as for pretrained=missing
+    ) as error:
         # What is wrong with the input shows before the first epoch and needs no traceback; later it is our fault.
         if command.started() or os.environ.get("MLC_YOLO_TRACEBACK"):
             raise
@@ -232,18 +235,19 @@ class _Command:
             return
         from mlc_yolo.engine.model import MLCYOLO
 
+        trust = overrides.pop("trust", False)
         if mode == "figure":
             from mlc_yolo.engine.figures import draw_figure
 
             name, other = overrides.pop("model", None), overrides.pop("other", None)
-            model = None if name is None else MLCYOLO(name)
+            model = None if name is None else MLCYOLO(name, trust=trust)
             draw_figure(overrides.pop("kind", ""), model, other=other, **overrides)
             return
         if mode == "reproduce":
             from mlc_yolo.reproduce import prepare
 
             planned = prepare(overrides.pop("row", "ROW"), data=overrides.pop("data", ""), **overrides)
-            self.model = MLCYOLO(planned.model)
+            self.model = MLCYOLO(planned.model, trust=trust)
             planned.execute(self.model)
             return
         if mode == "export":
@@ -252,7 +256,7 @@ class _Command:
         if name is None:
             name = "yolo11n.yaml"
             LOGGER.warning(f"'model' argument is missing. Using default 'model={name}'.")
-        self.model = MLCYOLO(name, task=overrides.pop("task", None))
+        self.model = MLCYOLO(name, task=overrides.pop("task", None), trust=trust)
         if mode in {"predict", "track"}:
             if "source" not in overrides:
                 overrides["source"] = ASSETS

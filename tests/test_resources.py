@@ -1,4 +1,4 @@
-"""The YAML folders are found, the package list is complete, and the README documents every option as it is."""
+"""The YAML folders are found, the package list is complete, and every option says what it is."""
 
 from __future__ import annotations
 
@@ -22,24 +22,6 @@ ROOT = Path(__file__).resolve().parents[1]
 def options() -> dict[str, dict[str, Any]]:
     """cfg/mlc.yaml: option name -> {default, choices or type, help}."""
     return yaml.safe_load((resource_dir("cfg") / "mlc.yaml").read_text(encoding="utf-8"))
-
-
-def options_table() -> str:
-    """The README's table of options."""
-    rows = ["| option | default | values | what it does |", "|---|---|---|---|"]
-    for name, spec in options().items():
-        default = "empty" if spec["default"] is None else str(spec["default"])
-        aliases = {short: full for short, full in spec.get("aliases", {}).items()}
-        if "choices" in spec:
-            values = ", ".join([*spec["choices"], *(f"{short} = {full}" for short, full in aliases.items())])
-        else:
-            values = spec["type"]
-            values += f" >= {spec['minimum']}" if "minimum" in spec else ""
-            values += f" > {spec['above']}" if "above" in spec else ""
-            values += f", <= {spec['maximum']}" if "maximum" in spec else ""
-        text = spec["help"].replace("|", "\\|")  # a bare | would end the cell
-        rows.append(f"| `{name}` | {default} | {values} | {text} |")
-    return "\n".join(rows)
 
 
 @pytest.mark.parametrize("name", ["cfg", "datasets"])
@@ -67,9 +49,3 @@ def test_every_option_has_a_default_a_domain_and_help() -> None:
         assert "default" in spec, name
         assert ("choices" in spec) != ("type" in spec), name
         assert str(spec["help"]).endswith("."), name
-
-
-def test_the_readme_lists_every_option_as_it_is() -> None:
-    table = options_table()
-    message = f"put this table into README.md:\n{table}"
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8"), message

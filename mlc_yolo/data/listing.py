@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from ultralytics.data.utils import IMG_FORMATS
@@ -22,12 +23,14 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
 
     Raises:
         FileNotFoundError: nothing is there, or no image in it.
+        ValueError: a folder holds a link that leads back to it.
     """
     several: Sequence[str | Path] = [source] if isinstance(source, str | Path) else source
     found: list[str] = []
     for each in several:
         path = Path(each)
         if path.is_dir():
+            refuse_loops(path)
             files = glob.glob(str(Path(glob.escape(str(path))) / "**" / "*.*"), recursive=True)
         elif path.suffix == ".txt" and path.is_file():
             lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -40,3 +43,32 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
     if not found:
         raise FileNotFoundError(f"images: none in '{source}'. Expected .jpg, .png or the like")
     return sorted({os.path.abspath(file) for file in found})
+
+
+def refuse_loops(folder: str | Path) -> None:
+    """Refuse a folder with a link that leads back to where it lies: Ultralytics' search follows links at every depth.
+
+    With one such link it would find every image forty times, most of them without labels; with two it would not end.
+
+    Args:
+        folder: searched as `image_files` does; anything else is let pass.
+
+    Raises:
+        ValueError: names the link and where it leads; or the folder is the root of the file system.
+    """
+    if os.path.dirname(os.path.abspath(folder)) == os.path.abspath(folder):
+        raise ValueError(f"{folder} is the root of a file system, which is no folder of images")
+    pending: list[tuple[str, tuple[str, ...]]] = [(str(folder), (os.path.realpath(folder),))]
+    while pending:
+        path, above = pending.pop()
+        with suppress(OSError), os.scandir(path) as entries:  # what cannot be listed is not searched either
+            for entry in entries:
+                if entry.name.startswith(".") or not entry.is_dir():
+                    continue
+                real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
+                if any(each == real or each.startswith(os.path.join(real, "")) for each in above):
+                    raise ValueError(
+                        f"the link {entry.path} leads back to {real}, in which it lies, so the search for images would "
+                        "go in circles: remove it"
+                    )
+                pending.append((entry.path, (*above, real)))

@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 
 from mlc_yolo.data import demo
+from mlc_yolo.data.data_yaml import check_settings
 from mlc_yolo.resources import resource_dir
 
 DEFAULT = "demo.yaml"
@@ -29,19 +30,22 @@ MANIFEST = "manifest.json"
 ABANDONED = 3600.0  # s; an unfinished folder this old belongs to a process that was killed
 
 
-def resolve_data(data: str | Path | None) -> str:
+def resolve_data(data: str | Path | None, *, split: str = "val") -> str:
     """Find the data set that a `data=` argument means, and draw it first if it is a drawn one.
 
     Args:
         data: an existing path; the name of a YAML in our `datasets/` folder, with or without ".yaml"; None for the demo
             set, which is said in the log; or anything else that Ultralytics knows.
+        split: the split that will be read beside "train".
 
     Returns:
         What to hand to Ultralytics: the absolute path of a drawn set's data.yaml, the path of one of our YAMLs, or
         `data` itself.
 
     Raises:
-        ValueError: a YAML names a generator that does not exist or gives it wrong parameters.
+        ValueError: a YAML names a generator that does not exist or gives it wrong parameters, or holds what
+            `check_settings` refuses.
+        TypeError: no path.
         OSError: the cache folder cannot be written; the message names MLC_YOLO_CACHE.
 
     Example:
@@ -55,20 +59,37 @@ def resolve_data(data: str | Path | None) -> str:
             "No data given: using the demo set (data=demo.yaml). For images of your own: data=path/to/your.yaml"
         )
         data = resource_dir("datasets") / DEFAULT
+    if not isinstance(data, str | os.PathLike) or "\0" in str(data):
+        raise TypeError(f"data={data!r} ({type(data).__name__}) must be the path of a data YAML.")
     path = Path(data)
     if not path.exists() and path.name == str(data):  # a bare name
         ours = resource_dir("datasets") / (path.name if path.suffix else f"{path.name}.yaml")
         path = ours if ours.is_file() else path
     if not path.exists():
         return str(data)
-    if path.suffix in {".yaml", ".yml"} and path.is_file():
+    settings_file = _settings_file(path)
+    if settings_file is not None:
+        from ultralytics.utils import YAML
+
         try:
-            settings = yaml.safe_load(path.read_text(encoding="utf-8", errors="ignore"))
-        except yaml.YAMLError:  # Ultralytics mends some and reports the others
-            settings = None
-        if isinstance(settings, dict) and "generator" in settings:
+            settings: dict[str, Any] = YAML.load(settings_file)  # as Ultralytics will read it, mended where it mends
+        except ValueError:  # reported by Ultralytics, in the same words
+            return str(path)
+        if "generator" in settings:
             return str(generated(demo_spec(settings, path)))
+        check_settings(settings, settings_file, split=split)
     return str(path)
+
+
+def _settings_file(path: Path) -> Path | None:
+    """The YAML that Ultralytics would read for an existing path; None where it reads none or refuses to choose."""
+    if path.is_dir():
+        from ultralytics.data.utils import find_dataset_yaml
+
+        with suppress(AssertionError):
+            return Path(find_dataset_yaml(path))
+        return None
+    return path if path.suffix.lower() in {".yaml", ".yml"} and path.is_file() else None
 
 
 def demo_spec(settings: dict[str, Any], source: Path) -> demo.DemoSpec:

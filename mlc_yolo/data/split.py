@@ -31,6 +31,7 @@ import yaml
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 from ultralytics.utils import LOGGER
 
+from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.resolve import resolve_data
 
@@ -67,6 +68,7 @@ def split(
     folds, seed = _whole("folds", folds), _whole("seed", seed)
     if folds < 1:
         raise ValueError(f"folds must be at least 1, got {folds}.")
+    provide_fonts()
     settings: dict[str, Any] = check_det_dataset(resolve_data(data), autodownload=False)
     name = _name(Path(data))
     images = list_images(settings["train"])

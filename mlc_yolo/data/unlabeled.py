@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 from ultralytics.data.augment import Compose, LetterBox, RandomFlip, RandomPerspective
-from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOCAL_RANK, LOGGER
 
+from mlc_yolo.data.datasets import CheckedDataset
 from mlc_yolo.data.listing import image_files
 
 #: Chances and ranges of the strong view; rectangles are shares of the image's area.
@@ -52,8 +52,8 @@ class TwoViews:
         return (strong.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-class UnlabeledDataset(YOLODataset):
-    """`YOLODataset` of images alone. Items are what `TwoViews` gives."""
+class UnlabeledDataset(CheckedDataset):
+    """Images alone. Items are what `TwoViews` gives."""
 
     im_files: list[str]
 

@@ -28,6 +28,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from mlc_yolo.assigners import Assigner, Predictions, Schedule, Targets, TaskAligned, build_assigner
 from mlc_yolo.data.datasets import build
+from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
@@ -222,7 +223,8 @@ def open_split(model: MLCYOLO, data: str | Path | None, stock: dict[str, Any], *
     net.to(select_device(args.device, verbose=False)).float().eval()
     stride = max(int(net.stride.max()), 32)
     args.imgsz = check_imgsz(args.imgsz, stride=stride, max_dim=1)
-    found = check_det_dataset(resolve_data(data or model.overrides.get("data")), split=args.split)
+    provide_fonts()
+    found = check_det_dataset(resolve_data(data or model.overrides.get("data"), split=args.split), split=args.split)
     if args.single_cls:
         found["names"], found["nc"] = {0: net.names[0]}, 1
     check_classes(found, net.names)

@@ -16,7 +16,8 @@
 | `ModelEMA` copies the model with its criterion, whose functions stay the same ones | semi |
 | a step is one `preprocess_batch`, then the model: `criterion(preds, batch)` with every entry | semi, distillation |
 | a criterion's items name the losses, also in `label_loss_items`; in validation some may be missing | distillation |
-| `final_eval` calls `strip_optimizer`, which keeps entries it does not know | semi: the student |
+| `final_eval` strips last.pt and best.pt in place, validates best.pt, logs it as one more epoch | durable |
+| `strip_optimizer(file, updates=)` gives what it writes, entries it does not know included | durable |
 | `build_dataloader` gives a loader with `batch_size`, to go through again and again; `drop_last` | semi |
 | a criterion that is no `nn.Module` stays out of `state_dict`, and is dropped on saving | criterion |
 | `E2ELoss(model, loss_fn)` builds both branches; only the one-to-one branch passes `tal_topk2` | criterion |
@@ -46,7 +47,17 @@
 | `setup_model` returns at once when the model is a module already | trainer: torchvision weights |
 | `freeze` entries may be names; whatever is not named is made to train | trainer: frozen stages |
 | `_setup_scheduler` sets `lf` and a `LambdaLR` `scheduler` | trainer: `lr_steps` |
-| `save_model` writes `last` and `best` by these attributes and reads neither | trainer: whole checkpoints |
+| `save_model` writes to `last`, `best` and below `wdir`, by these attributes, and reads none of them | durable |
+| `optimizer_step` is called where `batch - last step >= accumulate`, the last step being -1 at first | durable |
+| a run that begins with `close_mosaic=0` closes nothing and keeps its loader's iterator | durable: resuming |
+| `InfiniteDataLoader` goes on with one `iterator`, made by `_get_iterator` where there is none | exact resume |
+| ... which draws from `generator`; `_next_index` of torch's iterator passes over a batch | exact resume |
+| `buffer` lists the images that mosaics choose from; `load_image(i)` appends to it | exact resume |
+| `load_checkpoint` opens what `check_file` and `attempt_download_asset` make of a name | safe load |
+| `check_resume` goes on from the file given if it exists, else from `get_latest_run()` | safe load |
+| `parse_model` evaluates `activation`; layers are names of `nn`, `torchvision.ops` or its own module | safe load |
+| `Model._load` sets `model`, `ckpt`, `task`, `overrides`, `ckpt_path` and `model_name` | model: files without pickles |
+| class branches are `max(width, min(nc, 100))` wide, or as the weights' that were loaded | files without pickles |
 | `_predict_once` reads `f`, `i` and `save` of a model's layers | detectors |
 | exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
 | `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
@@ -58,6 +69,10 @@
 | a validator's `get_model` runs before its loader is built | validator: resize |
 | `patches._image_open` is Pillow's own `Image.open`; upstream's replacement installs packages | convert |
 | `exif_size` gives an image's size as shown; `IMG_FORMATS` are the suffixes it reads | convert |
+| `checks.parse_version` gives a version as a tuple of numbers | compat: untested versions |
+| `check_font` takes any font matplotlib knows whose path holds the name | fonts |
+| `load_image` raises FileNotFoundError for what it cannot decode | data sets |
+| `find_dataset_yaml(folder)` is the YAML read for a folder; `YAML.load` what is read of it | data YAMLs |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
 """
 
@@ -66,9 +81,27 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
-#: Tested range; `pyproject.toml` asks for the same.
-LOWEST, BELOW = "8.4.170", "8.5"
+import ultralytics
+from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import parse_version
+
+from mlc_yolo import __version__
+
+#: The oldest and the newest version that the tests are run with, and where `pyproject.toml` ends.
+LOWEST, NEWEST, BELOW = "8.4.170", "8.4.190", "8.5"
+
+
+@cache
+def warn_if_untested() -> None:
+    """Say, once, that the installed Ultralytics is not one that the tests are run with, nor between two of them."""
+    found = ultralytics.__version__
+    if not parse_version(LOWEST) <= parse_version(found) <= parse_version(NEWEST):
+        LOGGER.warning(
+            f"Ultralytics {found} is installed; mlc-yolo {__version__} was tested with {LOWEST} to {NEWEST}. "
+            f"If something fails: pip install ultralytics=={NEWEST}"
+        )
 
 
 @contextmanager

@@ -117,14 +117,14 @@ class PerTaskLoss(v8DetectionLoss):
         """
         priors = self._priors(preds)
         distances = preds["boxes"].permute(0, 2, 1).contiguous()
-        return self._inputs(preds, batch, priors, self.bbox_decode(priors.points / priors.strides[:, None], distances))
+        return self._inputs(preds, batch, priors, self._decode(priors.points / priors.strides[:, None], distances))
 
     def decoded(self, preds: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
         """Return boxes (B, A, 4), xyxy px, and their distributions' logits (B, A, 4, R) where R > 1, with gradients."""
         priors = self._priors(preds)
         distances = preds["boxes"].permute(0, 2, 1).contiguous()
         strides = priors.strides[:, None]
-        boxes = self.bbox_decode(priors.points / strides, distances) * strides
+        boxes = self._decode(priors.points / strides, distances) * strides
         return boxes, distances.unflatten(2, (4, -1)) if self.use_dfl else None
 
     def _upstream_step(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> _Step:
@@ -139,7 +139,7 @@ class PerTaskLoss(v8DetectionLoss):
         priors = self._priors(preds)
         strides = priors.strides[:, None]
         cells = priors.points / strides
-        decoded = self.bbox_decode(cells, distances)
+        decoded = self._decode(cells, distances)
         predictions, _, targets = self._inputs(preds, batch, priors, decoded)
         assignment = self.schedule.at(self.epoch)(predictions, priors, targets)
         cls, loc = assignment.classification, assignment.localization
@@ -168,9 +168,15 @@ class PerTaskLoss(v8DetectionLoss):
         image, anchor = step.positive.nonzero(as_tuple=True)
         points, strides = step.priors.points[anchor], step.priors.strides[anchor, None]
         distances = preds["boxes"].detach().permute(0, 2, 1)[image, anchor].float()
-        decoded = self.bbox_decode(points / strides, distances[None])[0] * strides
+        decoded = self._decode(points / strides, distances[None])[0] * strides
         ious = aligned_iou(decoded, step.boxes[image, anchor])
         return iou_rescoring_loss(preds["iou"][:, 0][image, anchor], ious, self._across_ranks(step.positive.sum()))
+
+    def _decode(self, cells: Tensor, distances: Tensor) -> Tensor:
+        """Decode boxes (B, A, 4), in cells, in float32 under any AMP mode: in bfloat16 they would be off by a pixel."""
+        with torch.autocast(distances.device.type, enabled=False):
+            boxes: Tensor = self.bbox_decode(cells, distances.float())
+        return boxes
 
     def _priors(self, preds: dict[str, Tensor]) -> Priors:
         sizes = [tuple(features.shape[2:]) for features in preds["feats"]]
@@ -180,7 +186,7 @@ class PerTaskLoss(v8DetectionLoss):
         self, preds: dict[str, Tensor], batch: dict[str, Any], priors: Priors, decoded: Tensor
     ) -> tuple[Predictions, Priors, Targets]:
         """Wrap what was decoded, in cells, for an assigner."""
-        scores = preds["scores"].detach().permute(0, 2, 1).sigmoid()
+        scores = preds["scores"].detach().permute(0, 2, 1).float().sigmoid()
         targets = self._targets(batch, len(scores), self._image_size(preds))
         return Predictions(scores, decoded.detach() * priors.strides[:, None]), priors, targets
 

@@ -11,7 +11,7 @@ import torch
 from ultralytics import YOLO
 from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_file
 
@@ -19,10 +19,12 @@ from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.config import bundled, complete, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
-from mlc_yolo.engine import options
+from mlc_yolo.engine import options, safe_load, weights_file
 from mlc_yolo.engine.checkpoint import read_marker, wants_warp, write_marker
+from mlc_yolo.engine.compat import warn_if_untested
 from mlc_yolo.engine.predictor import LetterboxPredictor, MLCPredictor, WarpPredictor
 from mlc_yolo.engine.semi import SemiTrainer
+from mlc_yolo.engine.stock_arguments import check_stock
 from mlc_yolo.engine.stock_export import NEEDS_STOCK, export_stock, to_stock
 from mlc_yolo.engine.tuner import MLCTuner
 from mlc_yolo.engine.validator import MLCValidator
@@ -41,8 +43,16 @@ class MLCYOLO(YOLO):
     """
 
     predictor: Any
+    trust = False
 
-    def __init__(self, model: str | Path | Model = "yolo11n.yaml", task: str | None = None, verbose: bool = False):
+    def __init__(
+        self,
+        model: str | Path | Model = "yolo11n.yaml",
+        task: str | None = None,
+        verbose: bool = False,
+        *,
+        trust: bool = False,
+    ):
         """Load or build a model.
 
         Args:
@@ -50,13 +60,17 @@ class MLCYOLO(YOLO):
                 `cfg/models` (retinanet-r50-fpn.yaml, fcos-r18-fpn.yaml, ...).
             task: upstream's task name; guessed when left out.
             verbose: log the model's summary.
+            trust: open checkpoints whatever they hold, this one and those that methods load: they may run programs.
 
         Raises:
             TypeError: a model family that is no YOLO with a `Detect`-like head (RT-DETR, YOLO-World, YOLOE).
-            ValueError: a detector's YAML that is not as it should be.
+            ValueError: a detector's YAML that is not as it should be, or a checkpoint that is more than data.
             FileNotFoundError: no such file.
         """
+        warn_if_untested()
         try:
+            if isinstance(model, str | Path) and not self.is_triton_model(str(model)):
+                safe_load.check(model, trust=trust)  # before anything: upstream opens some by their names alone
             super().__init__(model, task=task, verbose=verbose)
         except NotImplementedError as error:  # a YAML whose head upstream cannot place
             raise TypeError(_expected(model, "of another family")) from error
@@ -68,6 +82,7 @@ class MLCYOLO(YOLO):
         if not isinstance(self, MLCYOLO):  # upstream swaps the class for families of its own
             family = type(self).__name__
             raise TypeError(_expected(model, f"a model for ultralytics.{family}"))
+        self.trust = trust
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
@@ -92,6 +107,33 @@ class MLCYOLO(YOLO):
         self.overrides.update(model=self.cfg, task=self.task)
         self.model.args = {**DEFAULT_CFG_DICT, **self.overrides}
         self.model.task = self.task
+
+    def _load(self, weights: str, task: str | None = None) -> None:
+        """Load a model: one without pickles by `weights_file`, any other as upstream does."""
+        if not str(weights).endswith(weights_file.SUFFIX):
+            super()._load(weights, task=task)
+            return
+        self.model, self.ckpt = weights_file.load(weights)
+        self.task = self.model.task
+        self.overrides = self.model.args = self._reset_ckpt_args(self.model.args)
+        self.overrides.update(model=str(weights), task=self.task)
+        self.model_name = str(weights)
+        self.ckpt_path = self.model.pt_path
+
+    def save(self, filename: str | Path = "saved_model.pt") -> None:
+        """Save as upstream does; a name ending in `.safetensors` gets the model without pickles.
+
+        Args:
+            filename: the file.
+
+        Raises:
+            ValueError: a model that its YAML does not build, such as a fused one, without pickles.
+        """
+        if str(filename).endswith(weights_file.SUFFIX):
+            self._check_is_pytorch_model()
+            weights_file.save(Path(filename), self.model, (self.ckpt or {}).get("train_args"))
+        else:
+            super().save(filename)
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train. `assigner` takes a name or an assigner object; `data` left out means the demo set.
@@ -118,6 +160,10 @@ class MLCYOLO(YOLO):
         if self.task != "detect":
             if custom is not None:
                 raise ValueError(f"an assigner object trains detection models; this one is a {self.task} model")
+            for name in ("pretrained", "distill_model", "resume"):  # our own trainer looks itself
+                if isinstance(kwargs.get(name), str | Path):
+                    file = safe_load.resumed(kwargs[name]) if name == "resume" else kwargs[name]
+                    safe_load.check(file, trust=self.trust)
             return super().train(trainer, **kwargs)
 
         self._refuse_misfits(ours, kwargs)
@@ -260,7 +306,11 @@ class MLCYOLO(YOLO):
             self._replace(start_from(self._config(), weights))
             self.ckpt, self.ckpt_path = {"model": self.model}, None  # train() starts from this model while it is set
             return self
-        source = load_checkpoint(weights)[0] if isinstance(weights, str | Path) else weights
+        if isinstance(weights, str | Path) and str(weights).endswith(weights_file.SUFFIX):
+            weights = weights_file.load(weights)[0]
+        source = weights
+        if isinstance(weights, str | Path):
+            source = safe_load.load_checkpoint(weights, trust=self.trust)[0]
         if isinstance(source, torch.nn.Module) and isinstance(self.model, DetectionModel):
             if isinstance(source, DetectorModel) and not isinstance(self.model, DetectorModel):
                 raise ValueError(f"expected weights of a YOLO, got those of a {source.kind}: take its model YAML")
@@ -286,12 +336,15 @@ class MLCYOLO(YOLO):
 
     def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return our options among `kwargs`, checked; refuse them on models of other tasks."""
-        ours, _ = options.split(kwargs)
+        ours, stock = options.split(kwargs)
+        check_stock(stock)
         if ours and self.task != "detect":
             raise ValueError(
                 f"{', '.join(ours)}: for detection models; '{self.overrides.get('model')}' is a {self.task} model. "
                 "Leave out what is named, or take a detection model"
             )
+        if self.trust and self.task == "detect":
+            ours.setdefault("trust", True)
         return options.check(ours)
 
     def _prepared(self, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils.ops import convert_torch2numpy_batch, scale_boxes
 
+from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.engine.checkpoint import wants_warp
 from mlc_yolo.engine.postprocess import detections, extra_channels, native
 
@@ -28,6 +29,7 @@ class MLCPredictor(DetectionPredictor):
 
     def setup_model(self, model: Any, verbose: bool = True) -> None:
         """Set the model up as upstream does, and read from it how images are resized."""
+        provide_fonts()
         super().setup_model(model, verbose)
         self.warp = wants_warp(self.resize, native(self.model))
 

@@ -31,11 +31,11 @@ from mlc_yolo.data.unlabeled import UnlabeledDataset
 from mlc_yolo.engine import options
 from mlc_yolo.engine.checkpoint import wants_warp
 from mlc_yolo.engine.distillation import ITEMS, SemiLoss
+from mlc_yolo.engine.exact_resume import STUDENT, RecordedLoader
 from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.plots.agreement import agreement_figure
 
-#: Under which name last.pt holds the student; "ema" is the teacher.
-STUDENT = "student"
+__all__ = ["STUDENT", "SemiTrainer", "refuse_validation_images", "unlabeled_source"]
 
 
 class SemiTrainer(MLCTrainer):
@@ -138,7 +138,7 @@ class SemiTrainer(MLCTrainer):
             )
         batch = min(batch, max(len(dataset) // max(self.world_size, 1), 1))
         self._close_unlabeled()  # of before memory ran out
-        self.unlabeled_loader = build_dataloader(
+        loader = build_dataloader(
             dataset,
             batch=batch,
             workers=self.args.workers,
@@ -147,6 +147,7 @@ class SemiTrainer(MLCTrainer):
             drop_last=True,  # a step's rest of one image would leave normalisation nothing to normalise by
             device=self.device,
         )
+        self.unlabeled_loader = RecordedLoader.of(loader)
         self._views = None
         LOGGER.info(f"ssl={self.args.ssl}: {len(dataset)} images without labels, {batch} a step")
 
@@ -163,6 +164,17 @@ class SemiTrainer(MLCTrainer):
                 self.unlabeled_loader.sampler.set_epoch(turn)
             yield from self.unlabeled_loader
             turn += 1
+
+    def _draws(self) -> dict[str, Any]:
+        """Return the states of what is drawn at random, images without labels included."""
+        unlabeled = {"unlabeled": self.unlabeled_loader.place()} if self.semi else {}
+        return {**super()._draws(), **unlabeled}
+
+    def _redraw(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        if "unlabeled" in state:
+            self.unlabeled_loader.go_to(state["unlabeled"])
+        super()._redraw(state)
 
     def gain(self) -> float:
         """Return the weight of what is learned without labels at the step being trained."""
@@ -246,9 +258,7 @@ class SemiTrainer(MLCTrainer):
         super()._load_checkpoint_state(ckpt)
         if not self.semi:
             return
-        student = ckpt.get(STUDENT)
-        if student is not None and all(value.isfinite().all() for value in student.values()):
-            unwrap_model(self.model).load_state_dict(student)
+        self._take_student(ckpt)
         self._set_decay()
 
     def _set_decay(self) -> None:
@@ -260,19 +270,10 @@ class SemiTrainer(MLCTrainer):
         limit = self.args.ssl_ema
         self.ema.decay = lambda updates: min(limit, (1 + updates) / (10 + updates))
 
-    def save_model(self) -> Any:
-        """Save as `MLCTrainer` does, with the student in last.pt: upstream saves the average alone."""
-        saved = super().save_model()
-        if saved and self.semi:
-            _put_student(self.last, unwrap_model(self.model).state_dict())
-        return saved
-
     def final_eval(self) -> None:
-        """Validate as upstream does, which strips the checkpoints; the student goes too."""
+        """Strip and validate as `DurableTrainer` does; images without labels are done with."""
         self._close_unlabeled()
         super().final_eval()
-        if self.semi and RANK in {-1, 0} and self.last.exists():
-            _put_student(self.last, None)
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
         """Name the items as upstream does; validation has none of those learned without labels."""
@@ -337,17 +338,6 @@ def refuse_validation_images(files: list[str], data: str, split: str) -> None:
             f"{len(shared)} of {len(files)} images without labels are in the {split} set of {data}, "
             f"such as {shared[0]}: what is validated on cannot be learned from. Give other images as unlabeled=..."
         )
-
-
-def _put_student(file: Path, state: dict[str, torch.Tensor] | None) -> None:
-    """Put the student's weights into a checkpoint of our own run, or with None take them out, in one step."""
-    checkpoint = torch.load(file, map_location="cpu", weights_only=False)
-    checkpoint.pop(STUDENT, None)
-    if state is not None:
-        checkpoint[STUDENT] = {name: value.cpu() for name, value in state.items()}
-    part = file.with_name(f".{file.name}.part")
-    torch.save(checkpoint, part)
-    part.replace(file)
 
 
 def _is_semi(ours: dict[str, Any]) -> bool:

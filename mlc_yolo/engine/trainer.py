@@ -4,31 +4,34 @@ from __future__ import annotations
 
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn, optim
 from ultralytics.cfg import cfg2dict, get_cfg
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
 from mlc_yolo.data.datasets import build
+from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import redraw_missing, resolve_data
 from mlc_yolo.detectors.config import find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
-from mlc_yolo.engine import options
+from mlc_yolo.engine import options, safe_load
 from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, wants_warp, write_marker
 from mlc_yolo.engine.criterion import build_criterion
 from mlc_yolo.engine.detector_criterion import DetectorLoss
+from mlc_yolo.engine.durable import DurableTrainer
+from mlc_yolo.engine.stock_arguments import check_stock
 from mlc_yolo.engine.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
 
 
-class MLCTrainer(DetectionTrainer):
+class MLCTrainer(DurableTrainer):
     """`DetectionTrainer` with per-task assigners and a predicted-IoU channel.
 
     Takes every argument of Ultralytics plus those of `cfg/mlc.yaml`. Works wherever a stock trainer does: Python,
@@ -62,7 +65,8 @@ class MLCTrainer(DetectionTrainer):
             assigner: an assigner object to use instead of a named one, on a single device.
 
         Raises:
-            ValueError: an option outside its domain, or a warm-up that leaves nothing of the run.
+            ValueError: an option outside its domain, a warm-up that leaves nothing of the run, or a checkpoint that is
+                not data alone.
             TypeError: an option of the wrong type.
             SyntaxError: an unknown argument; the nearest known ones are named.
         """
@@ -72,6 +76,9 @@ class MLCTrainer(DetectionTrainer):
         base = {**options.defaults(), **_checked(cfg2dict(cfg))}
         overrides = _checked(overrides)
         self.custom_assigner = assigner
+        trust = bool(overrides.get("trust", base["trust"]))
+        for name in ("pretrained", "distill_model"):
+            _check(overrides.get(name, base.get(name)), trust)
         if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
             overrides["data"] = resolve_data(overrides.get("data") or base.get("data"))
             # Older upstream versions hand a "session" over, which is no argument.
@@ -84,6 +91,7 @@ class MLCTrainer(DetectionTrainer):
                     f"iou_warmup={run.iou_warmup:g} must end before the run of epochs={run.epochs}: "
                     "the predicted IoU would never be trained"
                 )
+        provide_fonts()
         super().__init__(base, overrides, _callbacks)
         if assigner is not None and self.ddp:
             raise ValueError("an assigner object trains on one device: choose one, such as device=0")
@@ -100,13 +108,22 @@ class MLCTrainer(DetectionTrainer):
                 )
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults."""
+        """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults.
+
+        Raises:
+            ValueError: the checkpoint is not data alone.
+        """
+        trust = self.args.trust
+        if self.args.resume:
+            safe_load.check(safe_load.resumed(self.args.resume), trust=trust)
         super().check_resume(overrides)
         for name, value in options.defaults().items():
             if not hasattr(self.args, name):
                 setattr(self.args, name, value)
         if not self.resume:
             return
+        self.args.trust = trust  # the user's, whatever the checkpoint says
+        _check(self.args.distill_model, trust)
         self._refuse_missing_assigner(self.args.assigner)
         if self.custom_assigner is not None and self.args.assigner != options.CUSTOM:
             raise ValueError(
@@ -197,6 +214,8 @@ class MLCTrainer(DetectionTrainer):
             self.model = self.get_model(cfg=config, verbose=RANK in {-1, 0})
             ckpt = None
         else:
+            if not self.resume:  # else `check_resume` has looked
+                _check(self.model, self.args.trust)
             ckpt = super().setup_model()
         if isinstance(self.model, DetectorModel):
             asked = self.args.freeze
@@ -253,11 +272,12 @@ class MLCTrainer(DetectionTrainer):
         self._attach_criterion()
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
-        """Resume as upstream does; it replaces the criterion of a dual-branch head, so ours is attached again."""
+        """Resume as `DurableTrainer` does; upstream replaces the criterion of a dual-branch head: ours again."""
         super().resume_training(ckpt)
         if ckpt is None or not self.resume:
             return
         criterion = self._attach_criterion()
+        criterion = getattr(criterion, "supervised", criterion)
         if hasattr(criterion, "update"):  # the branch weights follow the epoch, as upstream restores them
             criterion.updates = self.start_epoch - 1
             criterion.update()
@@ -290,20 +310,9 @@ class MLCTrainer(DetectionTrainer):
                 tensor.copy_(trained[name])
 
     def save_model(self) -> Any:
-        """Save as upstream does, but last.pt and best.pt are always whole: a run killed while writing keeps the old."""
+        """Save as `DurableTrainer` does, with `ema=False` the weights as they are."""
         self._take_trained_weights()  # without a validation nothing has done it
-        last, best = self.last, self.best
-        self.last, self.best = (path.with_name(f".{path.name}.part") for path in (last, best))
-        try:
-            for stale in (self.last, self.best):  # of a run killed here
-                stale.unlink(missing_ok=True)
-            saved = super().save_model()
-            for written, path in ((self.last, last), (self.best, best)):
-                if written.exists():
-                    written.replace(path)
-        finally:
-            self.last, self.best = last, best
-        return saved
+        return super().save_model()
 
     def read_results_csv(self) -> dict[str, list[Any]]:
         """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
@@ -359,7 +368,14 @@ class MLCTrainer(DetectionTrainer):
 def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments with our options checked and under their own names."""
     ours, stock = options.split(arguments)
+    check_stock(stock)
     return {**stock, **options.check(ours)}
+
+
+def _check(file: Any, trust: bool) -> None:
+    """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
+    if isinstance(file, str | Path):
+        safe_load.check(file, trust=trust)
 
 
 def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:

@@ -23,6 +23,8 @@ from ultralytics.utils.metrics import DetMetrics
 
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.flags import difficult_rows, read_flags
+from mlc_yolo.data.fonts import provide_fonts
+from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
 from mlc_yolo.engine.checkpoint import wants_warp
@@ -216,9 +218,16 @@ class MLCValidator(DetectionValidator):
                 self._difficult[path] = difficult_rows(flags.get(Path(path).stem), rows)
 
     def get_model(self, model: Any, trainer: Any = None) -> Any:
-        """Return the model to validate; in a validation of its own, images are resized as in the model's training."""
+        """Return the model to validate; in a validation of its own, images are resized as in the model's training.
+
+        Raises:
+            ValueError: the data YAML holds what `resolve_data` refuses.
+        """
         chosen = super().get_model(model, trainer)
         if self.dataloader is None:
+            provide_fonts()
+            if self.args.data:
+                self.args.data = resolve_data(self.args.data, split=self.args.split)
             source = chosen or self.args.model
             if not isinstance(source, torch.nn.Module):
                 source = load_checkpoint(source)[0] if str(source).endswith(".pt") else None

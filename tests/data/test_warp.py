@@ -12,11 +12,10 @@ import pytest
 import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.data import build_yolo_dataset
-from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils.ops import scale_boxes, xywh2xyxy
 
-from mlc_yolo.data.datasets import SSDDataset, WarpedDataset, build
+from mlc_yolo.data.datasets import CheckedDataset, SSDDataset, WarpedDataset, build
 
 SIZE = 96
 #: Height and width of the images of `shapes`.
@@ -48,7 +47,7 @@ def dataset(data: Path, mode: str, *, warp: bool, ssd: bool = False, **options: 
 
 def test_neither_option_leaves_the_stock_data_set(shapes: Path) -> None:
     built = dataset(shapes, "val", warp=False)
-    assert type(built) is YOLODataset and built.rect
+    assert type(built) is CheckedDataset and built.rect
 
 
 @pytest.mark.parametrize("cache", [False, "ram"])

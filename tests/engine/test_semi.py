@@ -287,7 +287,8 @@ def test_the_teacher_is_what_is_saved_validated_and_exported(tiny_data: Path, ph
     folder = run_dir / "run" / "weights"
     last = torch.load(folder / "last.pt", weights_only=False)
     assert STUDENT not in last and STUDENT not in torch.load(folder / "best.pt", weights_only=False)
-    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt"]
+    kept_files = ["best.pt", "best.safetensors", "last.pt", "last.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == kept_files
     kept = weights(last["model"])
     assert same(kept, {n: v.half() if v.is_floating_point() else v for n, v in teacher.items()})
     assert not same(kept, {n: v.half() if v.is_floating_point() else v for n, v in student.items()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlc_yolo.metrics.records import Records
@@ -39,6 +39,7 @@ def test_without_detections_nothing_is_defined() -> None:
     assert np.isnan([found.error, found.bias]).all()
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(UNIT, UNIT), min_size=1, max_size=50))
 def test_the_error_is_at_least_the_bias_and_zero_for_an_honest_score(pairs: list[tuple[float, float]]) -> None:
     scores, ious = np.array(pairs, dtype=np.float32).T
