@@ -12,10 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc_yolo.assigners.candidates import Objects, Pairs, count_in_group
+from mlc_yolo.assigners.candidates import Objects, Pairs, count_in_group, pairs_iou, rows_where
 from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import keep_best
-from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.priors import Priors
 
 
@@ -43,14 +42,14 @@ class ATSS(StaticAssigner):
         """
         pairs = _nearest(priors, objects, self.topk)
         box = objects.boxes[pairs.object]
-        iou = aligned_iou(box, priors.boxes[pairs.anchor])
+        iou = pairs_iou(pairs, objects, priors.boxes)
         above = iou >= _mean_plus_std(iou, pairs.object, len(objects))[pairs.object]
         point = priors.points[pairs.anchor]
         inside = ((point > box[:, :2]) & (point < box[:, 2:])).all(1)
-        candidates = above & inside
+        candidates = rows_where(above & inside)
         pairs, iou = pairs[candidates], iou[candidates]
-        kept = keep_best(pairs, objects, iou, batch=batch, anchors=len(priors))
-        return Claims(pairs[kept], kept[kept])
+        kept = rows_where(keep_best(pairs, objects, iou, batch=batch, anchors=len(priors)))
+        return Claims(pairs[kept], torch.ones_like(kept, dtype=torch.bool))
 
 
 def _nearest(priors: Priors, objects: Objects, topk: int) -> Pairs:
@@ -59,8 +58,10 @@ def _nearest(priors: Priors, objects: Objects, topk: int) -> Pairs:
     anchors = []
     for level in torch.unique(priors.levels):
         (of_level,) = (priors.levels == level).nonzero(as_tuple=True)
-        offset = centres[:, None] - priors.points[of_level]
-        nearest = offset.square().sum(-1).topk(min(topk, len(of_level)), dim=1, largest=False).indices
+        x, y = priors.points[of_level].T
+        distance = (centres[:, :1] - x).square_()
+        distance += (centres[:, 1:] - y).square_()
+        nearest = distance.topk(min(topk, len(of_level)), dim=1, largest=False).indices
         anchors.append(of_level[nearest])
     anchor = torch.cat(anchors, 1)
     owner = torch.arange(len(objects), device=anchor.device)[:, None].expand_as(anchor)

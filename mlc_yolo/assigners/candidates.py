@@ -9,11 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mlc_yolo.assigners.assignment import Predictions, Role, Targets, TaskAssignment, all_negative
 from mlc_yolo.boxes import aligned_iou, box_area
 from mlc_yolo.priors import Priors
+
+#: Anchors that are compared with an object together before they are one by one.
+RUN = 16
 
 
 @dataclass(frozen=True)
@@ -49,9 +53,9 @@ class Pairs:
     object: Tensor
     anchor: Tensor
 
-    def __getitem__(self, keep: Tensor) -> Pairs:
-        """Return the pairs where `keep` (P,) bool is True."""
-        return Pairs(self.object[keep], self.anchor[keep])
+    def __getitem__(self, index: Tensor) -> Pairs:
+        """Return the pairs at `index`, int64 (see `rows_where`)."""
+        return Pairs(self.object[index], self.anchor[index])
 
     def __len__(self) -> int:
         """Return P."""
@@ -71,27 +75,96 @@ def flatten_targets(targets: Targets) -> Objects:
     return Objects(image, slot, targets.labels[image, slot], targets.boxes[image, slot])
 
 
-def pairs_where(mask: Tensor) -> Pairs:
-    """Return the True entries of an (N, A) mask as pairs."""
-    return Pairs(*mask.nonzero(as_tuple=True))
+def rows_where(mask: Tensor) -> Tensor:
+    """Return the places of True in a (P,) bool, int64.
+
+    Indexing several tensors with a mask looks for its places each time, and a GPU's host waits for each.
+    """
+    return mask.nonzero()[:, 0]
 
 
-def inside_box(boxes: Tensor, points: Tensor) -> Tensor:
-    """Tell which anchor points lie strictly inside which box.
+def pairs_touching(objects: Objects, boxes: Tensor) -> Pairs:
+    """Return the pairs in which the object and the anchor's box share more than an edge.
+
+    Anchors are looked at in runs of `RUN` first, by the box around a run: neighbours in a row of cells lie close
+    together, so most runs are apart from an object as a whole, and no tensor of size N x A is made. The order of the
+    anchors decides how long this takes, never the result.
 
     Args:
-        boxes: (N, 4) xyxy px.
+        objects: N objects.
+        boxes: (A, 4) xyxy px, alike for every image, or (B, A, 4). A reversed box counts by its corners; nan touches
+            nothing.
+
+    Returns:
+        P pairs.
+    """
+    image = objects.image if boxes.ndim == 3 else objects.image.new_zeros(1)
+    boxes = boxes.reshape(-1, *boxes.shape[-2:])
+    # One tensor for each side: what is compared lies side by side, and nothing is made of four at once. The last run
+    # is filled up with inf, which touches nothing.
+    sides = F.pad(boxes.movedim(2, 0), (0, -boxes.shape[1] % RUN), value=torch.inf)
+    left, top, right, bottom = sides.reshape(*sides.shape[:2], -1, RUN)
+    x1, y1, x2, y2 = objects.boxes.T.contiguous()[..., None]
+
+    apart = left.amin(2).index_select(0, image) >= x2
+    apart |= top.amin(2).index_select(0, image) >= y2
+    apart |= right.amax(2).index_select(0, image) <= x1
+    apart |= bottom.amax(2).index_select(0, image) <= y1
+    # Of a run with a nan the smallest and the largest are nan: that is not apart, for the sake of its other anchors.
+    owner, run = apart.logical_not_().nonzero(as_tuple=True)
+
+    row = image.expand(len(objects))[owner] * left.shape[1] + run
+    touches = left.flatten(0, 1).index_select(0, row) < x2[owner]
+    touches &= top.flatten(0, 1).index_select(0, row) < y2[owner]
+    touches &= right.flatten(0, 1).index_select(0, row) > x1[owner]
+    touches &= bottom.flatten(0, 1).index_select(0, row) > y1[owner]
+    hit, place = touches.nonzero(as_tuple=True)
+    return Pairs(owner[hit], run[hit] * RUN + place)
+
+
+def pairs_inside(objects: Objects, points: Tensor) -> Pairs:
+    """Return the pairs whose anchor point lies strictly inside the object.
+
+    Args:
+        objects: N objects.
         points: (A, 2) px.
 
     Returns:
-        (N, A) bool.
+        P pairs.
     """
-    x, y = points[:, 0], points[:, 1]
-    inside = x > boxes[:, None, 0]
-    inside &= x < boxes[:, None, 2]
-    inside &= y > boxes[:, None, 1]
-    inside &= y < boxes[:, None, 3]
-    return inside
+    return pairs_touching(objects, torch.cat((points, points), 1))
+
+
+def pairs_iou(pairs: Pairs, objects: Objects, boxes: Tensor) -> Tensor:
+    """Return the IoU of each pair's object with its anchor's box.
+
+    Args:
+        pairs: P pairs.
+        objects: N objects.
+        boxes: (A, 4) xyxy px, alike for every image, or (B, A, 4).
+
+    Returns:
+        (P,) float32 in [0, 1].
+    """
+    anchor = pairs.anchor
+    if boxes.ndim == 3:
+        anchor = objects.image[pairs.object] * boxes.shape[1] + anchor
+    # index_select copies whole rows, which indexing with brackets does not.
+    return aligned_iou(boxes.reshape(-1, 4).index_select(0, anchor), objects.boxes.index_select(0, pairs.object))
+
+
+def best_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
+    """Return the largest value of each value's group.
+
+    Args:
+        values: (P,) >= 0, no nan.
+        group: (P,) int64 in [0, num_groups).
+        num_groups: G.
+
+    Returns:
+        (P,).
+    """
+    return values.new_zeros(num_groups).scatter_reduce_(0, group, values, "amax")[group]
 
 
 def in_level_range(pairs: Pairs, objects: Objects, priors: Priors) -> Tensor:
@@ -129,7 +202,7 @@ def predicted_quality(pairs: Pairs, objects: Objects, predictions: Predictions) 
     """
     image = objects.image[pairs.object]
     scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
-    return scores, aligned_iou(predictions.boxes[image, pairs.anchor], objects.boxes[pairs.object])
+    return scores, pairs_iou(pairs, objects, predictions.boxes)
 
 
 def rank_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
@@ -156,9 +229,10 @@ def rank_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
     return rank
 
 
-def count_in_group(group: Tensor, num_groups: int) -> Tensor:
-    """Return how often each group occurs: (G,) int64."""
-    return torch.zeros(num_groups, dtype=torch.int64, device=group.device).index_add_(0, group, torch.ones_like(group))
+def count_in_group(group: Tensor, num_groups: int, *, of: Tensor | None = None) -> Tensor:
+    """Return how often each group occurs, (G,) int64; with `of`, a (P,) bool, how often where that is True."""
+    ones = torch.ones_like(group) if of is None else of.long()
+    return torch.zeros(num_groups, dtype=torch.int64, device=group.device).index_add_(0, group, ones)
 
 
 def to_task(

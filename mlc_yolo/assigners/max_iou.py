@@ -9,12 +9,9 @@ Difference: an object that overlaps no prior forces nothing. torchvision's match
 
 from __future__ import annotations
 
-import torch
-
-from mlc_yolo.assigners.candidates import Objects, pairs_where
+from mlc_yolo.assigners.candidates import Objects, best_in_group, count_in_group, pairs_iou, pairs_touching, rows_where
 from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
-from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.priors import Priors
 
 
@@ -49,16 +46,15 @@ class MaxIoU(StaticAssigner):
         Returns:
             Claims with one object per anchor.
         """
-        iou = pairwise_iou(objects.boxes, priors.boxes)
-        pairs = pairs_where(iou > 0)
-        values = iou[pairs.object, pairs.anchor]
+        pairs = pairs_touching(objects, priors.boxes)
+        iou = pairs_iou(pairs, objects, priors.boxes)
+        overlapping = rows_where(iou > 0)
+        pairs, values = pairs[overlapping], iou[overlapping]
         positive = values >= self.positive_iou
         if self.low_quality:
-            is_best = values == iou.amax(1)[pairs.object]
+            is_best = values == best_in_group(values, pairs.object, len(objects))
             key = anchor_key(pairs, objects, len(priors))
-            forced = torch.zeros(batch * len(priors), dtype=torch.bool, device=key.device)
-            forced[key[is_best]] = True
-            positive |= forced[key]
+            positive |= (count_in_group(key, batch * len(priors), of=is_best) > 0)[key]
         kept = keep_best(pairs, objects, values, batch=batch, anchors=len(priors))
-        kept &= positive | (values >= self.negative_iou)
-        return Claims(pairs[kept], positive[kept])
+        rows = rows_where(kept & (positive | (values >= self.negative_iou)))
+        return Claims(pairs[rows], positive[rows])

@@ -25,14 +25,16 @@ from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets
 from mlc_yolo.assigners.candidates import (
     Objects,
     Pairs,
+    best_in_group,
     count_in_group,
     flatten_targets,
-    pairs_where,
+    pairs_iou,
+    pairs_touching,
     rank_in_group,
+    rows_where,
     to_task,
 )
 from mlc_yolo.assigners.conflicts import keep_best
-from mlc_yolo.boxes import aligned_iou, pairwise_iou
 from mlc_yolo.priors import Priors
 
 
@@ -77,17 +79,17 @@ class MutualGuidance:
             task = all_negative(batch, anchors, predictions.boxes.device)
             return Assignment(task, task)
 
-        iou = pairwise_iou(objects.boxes, priors.boxes)
-        near = pairs_where(iou > 0)
-        prior_iou = iou[near.object, near.anchor]
+        near = pairs_touching(objects, priors.boxes)
+        prior_iou = pairs_iou(near, objects, priors.boxes)
         static = _contend(near, prior_iou, objects, batch, anchors)
         owner, value = static[0].object, static[1]
-        num_positive = count_in_group(owner[value >= self.positive_iou], len(objects))
-        num_ignored = count_in_group(owner[value >= self.negative_iou], len(objects)) - num_positive
+        num_positive = count_in_group(owner, len(objects), of=value >= self.positive_iou)
+        num_ignored = count_in_group(owner, len(objects), of=value >= self.negative_iou) - num_positive
 
         classify = localize = static
         if self.tasks != "c2l":
-            classify = _contend(*self._regressed(predictions, objects), objects, batch, anchors)
+            reached = pairs_touching(objects, predictions.boxes)
+            classify = _contend(reached, pairs_iou(reached, objects, predictions.boxes), objects, batch, anchors)
         if self.tasks != "l2c":
             score = predictions.scores[objects.image[near.object], near.anchor, objects.labels[near.object]]
             localize = _contend(near, amplified_iou(prior_iou, score, sigma=self.sigma), objects, batch, anchors)
@@ -95,18 +97,6 @@ class MutualGuidance:
             self._task(classify, num_positive, num_ignored, objects, batch, anchors),
             self._task(localize, num_positive, torch.zeros_like(num_ignored), objects, batch, anchors),
         )
-
-    @staticmethod
-    def _regressed(predictions: Predictions, objects: Objects) -> tuple[Pairs, Tensor]:
-        """Return the pairs whose decoded box touches the object, and that IoU."""
-        left, top, right, bottom = predictions.boxes.unbind(-1)
-        image, goal = objects.image, objects.boxes
-        touches = left[image] < goal[:, 2:3]
-        touches &= right[image] > goal[:, 0:1]
-        touches &= top[image] < goal[:, 3:4]
-        touches &= bottom[image] > goal[:, 1:2]
-        pairs = pairs_where(touches)
-        return pairs, aligned_iou(predictions.boxes[image[pairs.object], pairs.anchor], goal[pairs.object])
 
     @staticmethod
     def _task(
@@ -121,7 +111,7 @@ class MutualGuidance:
         pairs, value = matched
         rank = rank_in_group(value, pairs.object, len(objects))
         limit = num_positive[pairs.object]
-        taken = rank < limit + num_ignored[pairs.object]
+        taken = rows_where(rank < limit + num_ignored[pairs.object])
         pairs, positive = pairs[taken], (rank < limit)[taken]
         role = torch.where(positive, int(Role.POSITIVE), int(Role.IGNORED)).to(torch.int8)
         ones = torch.ones_like(role, dtype=torch.float32)
@@ -148,8 +138,12 @@ def amplified_iou(iou: Tensor, score: Tensor, *, sigma: float = 2.0) -> Tensor:
 
 def _contend(pairs: Pairs, values: Tensor, objects: Objects, batch: int, anchors: int) -> tuple[Pairs, Tensor]:
     """Step 2: force each object's best pair to 1, then keep each prior's best object; drop pairs of quality 0."""
-    alive = values > 0
+    alive = rows_where(values > 0)
     pairs, values = pairs[alive], values[alive]
-    values = torch.where(rank_in_group(values, pairs.object, len(objects)) == 0, 1.0, values)
-    kept = keep_best(pairs, objects, values, batch=batch, anchors=anchors)
+    best = rows_where(values == best_in_group(values, pairs.object, len(objects)))
+    owner = pairs.object[best]
+    # Pairs are ordered by object: the first of several equally good pairs is where the object changes.
+    first = torch.cat((owner.new_full((1,), -1), owner[:-1])) != owner
+    values[best] = values[best].masked_fill(first, 1.0)
+    kept = rows_where(keep_best(pairs, objects, values, batch=batch, anchors=anchors))
     return pairs[kept], values[kept]

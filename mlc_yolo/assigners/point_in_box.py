@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-
-from mlc_yolo.assigners.candidates import Objects, in_level_range, inside_box, pairs_where
+from mlc_yolo.assigners.candidates import Objects, count_in_group, in_level_range, pairs_inside, rows_where
 from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.boxes import box_area
@@ -47,16 +45,16 @@ class PointInBox(StaticAssigner):
         Returns:
             Claims with one object per anchor.
         """
-        pairs = pairs_where(inside_box(objects.boxes, priors.points))
+        pairs = pairs_inside(objects, priors.points)
         suits = in_level_range(pairs, objects, priors)
         if self.levels == "range":
-            pairs, positive = pairs[suits], suits[suits]
+            competes = suits
         else:
             # What the baseline trains comes first: an ignored claim never takes an anchor from a positive one.
             key = anchor_key(pairs, objects, len(priors))
-            has_positive = torch.zeros(batch * len(priors), dtype=torch.bool, device=key.device)
-            has_positive[key[suits]] = True
-            competes = suits | ~has_positive[key]
-            pairs, positive = pairs[competes], suits[competes]
+            competes = suits | (count_in_group(key, batch * len(priors), of=suits) == 0)[key]
+        rows = rows_where(competes)
+        pairs, positive = pairs[rows], suits[rows]
         smallest = keep_best(pairs, objects, -box_area(objects.boxes)[pairs.object], batch=batch, anchors=len(priors))
-        return Claims(pairs[smallest], positive[smallest])
+        rows = rows_where(smallest)
+        return Claims(pairs[rows], positive[rows])

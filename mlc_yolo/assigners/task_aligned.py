@@ -12,7 +12,7 @@ pairs, which then train nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,10 +21,11 @@ from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets
 from mlc_yolo.assigners.candidates import (
     Objects,
     Pairs,
+    count_in_group,
     flatten_targets,
-    inside_box,
-    pairs_where,
+    pairs_inside,
     rank_in_group,
+    rows_where,
     to_task,
 )
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
@@ -114,7 +115,7 @@ class TaskAligned:
             The winning pairs.
         """
         batch, anchors = predictions.boxes.shape[:2]
-        pairs = pairs_where(inside_box(_widened(objects.boxes, priors), priors.points))
+        pairs = pairs_inside(replace(objects, boxes=_widened(objects.boxes, priors)), priors.points)
         image = objects.image[pairs.object]
         scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
         overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
@@ -123,8 +124,7 @@ class TaskAligned:
 
         claimed = rank < self.topk
         key = anchor_key(pairs, objects, anchors)
-        claims_of_anchor = torch.zeros(batch * anchors, dtype=torch.int64, device=key.device)
-        claims_of_anchor.index_add_(0, key, claimed.long())
+        claims_of_anchor = count_in_group(key, batch * anchors, of=claimed)
         contested = claims_of_anchor[key] > 1
         # The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
         won = contested & keep_best(pairs, objects, overlap, batch=batch, anchors=anchors)
@@ -132,11 +132,11 @@ class TaskAligned:
         kept = in_baseline
         if extra:
             added = (rank >= self.topk) & (rank < self.topk + extra) & (claims_of_anchor[key] == 0)
-            contenders = added.nonzero()[:, 0]
-            best = keep_best(pairs[added], objects, overlap[added], batch=batch, anchors=anchors)
-            kept = in_baseline.clone()
-            kept[contenders[best]] = True
-        return AlignedClaims(pairs[kept], in_baseline[kept], metric[kept], overlap[kept])
+            kept = in_baseline | added & keep_best(
+                pairs, objects, overlap.where(added, -1), batch=batch, anchors=anchors
+            )
+        rows = rows_where(kept)
+        return AlignedClaims(pairs[rows], in_baseline[rows], metric[rows], overlap[rows])
 
 
 def _widened(boxes: Tensor, priors: Priors) -> Tensor:

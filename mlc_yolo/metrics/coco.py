@@ -1,8 +1,11 @@
-"""COCO's AP and AR by pycocotools, from plain arrays, for any data set.
+"""COCO's AP and AR by pycocotools, or by faster-coco-eval where it is installed, from plain arrays, for any data set.
 
 Source: the COCO detection challenge's definition as `pycocotools.cocoeval` computes it: IoU 0.50:0.05:0.95, at most 100
 detections per image, size classes by the object's area in pixels of the original image (small < 32^2 <= medium <=
 96^2 < large). YOLO labels know neither crowds nor masks: no object is a crowd and an object's area is its box's.
+
+faster-coco-eval (the extra `mlc_yolo[coco]`) is pycocotools' evaluation in C++ behind the same classes; sums in another
+order may change a number's last digit.
 """
 
 from __future__ import annotations
@@ -10,12 +13,11 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 #: Names of the numbers, in pycocotools' order.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -54,14 +56,22 @@ def coco_evaluate(
         for i, rows in enumerate(detections)
         for *box, score, label in rows.tolist()
     ]
+    data_set, judging = _implementation()
+    indexed = (_index(data_set(), rows, len(objects), num_classes) for rows in (truth, found))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        judge = COCOeval(
-            _index(truth, len(objects), num_classes), _index(found, len(objects), num_classes), iouType="bbox"
-        )
+        judge = judging(*indexed, iouType="bbox")
         judge.evaluate()
         judge.accumulate()
         judge.summarize()
     return dict(zip(NAMES, judge.stats.tolist(), strict=True))
+
+
+def _implementation() -> tuple[Any, Any]:
+    """Return the classes that hold a data set and that judge, `COCO` and `COCOeval`."""
+    try:
+        return import_module("faster_coco_eval").COCO, import_module("faster_coco_eval").COCOeval_faster
+    except ModuleNotFoundError:
+        return import_module("pycocotools.coco").COCO, import_module("pycocotools.cocoeval").COCOeval
 
 
 def _xywh(x1: float, y1: float, x2: float, y2: float) -> list[float]:
@@ -79,9 +89,8 @@ def _annotation(image: int, bbox: list[float], label: float, **extra: float) -> 
     }
 
 
-def _index(annotations: list[dict[str, Any]], num_images: int, num_classes: int) -> COCO:
-    """Return a COCO object over `annotations`; numbers them from 1, as id 0 means "no match" inside pycocotools."""
-    coco = COCO()
+def _index(coco: Any, annotations: list[dict[str, Any]], num_images: int, num_classes: int) -> Any:
+    """Put `annotations` into an empty COCO object; numbers them from 1, as id 0 means "no match" inside pycocotools."""
     coco.dataset = {
         "images": [{"id": i} for i in range(num_images)],
         "categories": [{"id": k} for k in range(num_classes)],

@@ -1,4 +1,4 @@
-"""RetinaNet and FCOS on a ResNet-50 beside torchvision's own: time in one process, interleaved, memory in several.
+"""RetinaNet and FCOS on a ResNet-50 beside torchvision's own: time and peak memory.
 
 Both have frozen normalisation, three trainable stages and the same layers; detections are suppressed at both. Ratios
 to torchvision come last. `make bench`.
@@ -6,12 +6,7 @@ to torchvision come last. `make bench`.
 
 from __future__ import annotations
 
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,9 +23,10 @@ from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.engine import options
 from mlc_yolo.engine.detector_criterion import DetectorLoss
 
+from .measuring import DEVICE, Run, memory, show, timed
+
 SIZE, CLASSES, OBJECTS, TRAIN_BATCH, ROUNDS = 320, 80, 8, 2, 5
 KINDS = ["retinanet", "fcos"]
-Run = Callable[[], object]
 
 
 def _torchvision(kind: str) -> Any:
@@ -43,7 +39,7 @@ def _torchvision(kind: str) -> Any:
         returned_layers=[2, 3, 4],
         extra_blocks=LastLevelP6P7(256, 256),
     )
-    return {"retinanet": RetinaNet, "fcos": FCOS}[kind](backbone, CLASSES, min_size=SIZE, max_size=SIZE)
+    return {"retinanet": RetinaNet, "fcos": FCOS}[kind](backbone, CLASSES, min_size=SIZE, max_size=SIZE).to(DEVICE)
 
 
 def _ours(kind: str) -> DetectorModel:
@@ -60,19 +56,20 @@ def _ours(kind: str) -> DetectorModel:
     model = DetectorModel(config, verbose=False)
     for name in model.frozen:
         model.get_submodule(f"model.{name}").requires_grad_(False)
-    return model
+    return model.to(DEVICE)
 
 
 def _objects() -> tuple[Tensor, Tensor]:
     """Boxes (OBJECTS, 4) xyxy px and labels of one image."""
     generator = torch.Generator().manual_seed(0)
     corner, side = torch.rand(OBJECTS, 2, generator=generator) * 200, torch.rand(OBJECTS, 2, generator=generator) * 100
-    return torch.cat((corner, corner + side + 16), 1), torch.randint(CLASSES, (OBJECTS,), generator=generator)
+    labels = torch.randint(CLASSES, (OBJECTS,), generator=generator)
+    return torch.cat((corner, corner + side + 16), 1).to(DEVICE), labels.to(DEVICE)
 
 
 def _train_torchvision(kind: str) -> Run:
     model, (boxes, labels) = _torchvision(kind).train(), _objects()
-    images = list(torch.rand(TRAIN_BATCH, 3, SIZE, SIZE))
+    images = list(torch.rand(TRAIN_BATCH, 3, SIZE, SIZE, device=DEVICE))
 
     def step() -> None:
         model.zero_grad()
@@ -88,11 +85,11 @@ def _train_ours(kind: str, *, mlc: bool) -> Run:
     criterion = DetectorLoss(model, schedule=Schedule(own, assigner, warmup=0 if mlc else 1))
     xywh = torch.cat(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1) / SIZE
     batch = {
-        "batch_idx": torch.arange(TRAIN_BATCH).repeat_interleave(OBJECTS),
+        "batch_idx": torch.arange(TRAIN_BATCH, device=DEVICE).repeat_interleave(OBJECTS),
         "cls": labels.repeat(TRAIN_BATCH)[:, None].float(),
         "bboxes": xywh.repeat(TRAIN_BATCH, 1),
     }
-    images = torch.rand(TRAIN_BATCH, 3, SIZE, SIZE)
+    images = torch.rand(TRAIN_BATCH, 3, SIZE, SIZE, device=DEVICE)
 
     def step() -> None:
         model.zero_grad()
@@ -101,15 +98,33 @@ def _train_ours(kind: str, *, mlc: bool) -> Run:
     return step
 
 
+def _train_layers(kind: str) -> Run:
+    """The floor of a step: the layers forwards and backwards, without assignment and losses."""
+    model, images = _ours(kind).train(), torch.rand(TRAIN_BATCH, 3, SIZE, SIZE, device=DEVICE)
+
+    def step() -> None:
+        model.zero_grad()
+        outputs = [value for value in model(images).values() if isinstance(value, torch.Tensor)]
+        torch.stack([value.mean() for value in outputs]).sum().backward()
+
+    return step
+
+
 def _infer_torchvision(kind: str, batch: int) -> Run:
-    model, images = _torchvision(kind).eval(), list(torch.rand(batch, 3, SIZE, SIZE))
+    model, images = _torchvision(kind).eval(), list(torch.rand(batch, 3, SIZE, SIZE, device=DEVICE))
     return torch.no_grad()(lambda: model(images))
 
 
 def _infer_ours(kind: str, batch: int) -> Run:
-    model, images = _ours(kind).eval().fuse(verbose=False), torch.rand(batch, 3, SIZE, SIZE)
+    model, images = _ours(kind).eval().fuse(verbose=False), torch.rand(batch, 3, SIZE, SIZE, device=DEVICE)
     threshold, iou = {"retinanet": (0.05, 0.5), "fcos": (0.2, 0.6)}[kind]
     return torch.no_grad()(lambda: non_max_suppression(model(images)[0], threshold, iou, multi_label=True))
+
+
+def _infer_layers(kind: str, batch: int) -> Run:
+    """The floor of inference: the layers and the decoding, without suppression."""
+    model, images = _ours(kind).eval().fuse(verbose=False), torch.rand(batch, 3, SIZE, SIZE, device=DEVICE)
+    return torch.no_grad()(lambda: model(images))
 
 
 def _variants(kind: str) -> dict[str, dict[str, Callable[[], Run]]]:
@@ -119,72 +134,24 @@ def _variants(kind: str) -> dict[str, dict[str, Callable[[], Run]]]:
             "torchvision": lambda: _train_torchvision(kind),
             "ours": lambda: _train_ours(kind, mlc=False),
             "ours, mlc": lambda: _train_ours(kind, mlc=True),
+            "floor: our layers": lambda: _train_layers(kind),
         },
         **{
             f"infer, batch {batch}": {
                 "torchvision": lambda batch=batch: _infer_torchvision(kind, batch),
                 "ours": lambda batch=batch: _infer_ours(kind, batch),
+                "floor: our layers": lambda batch=batch: _infer_layers(kind, batch),
             }
             for batch in (1, 4)
         },
     }
 
 
-def _seconds(run: Run) -> float:
-    """CPU time, which other processes disturb less; with one thread it is the wall's on an idle machine."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 @pytest.mark.parametrize("kind", KINDS)
-def test_time_against_torchvision(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_detectors_against_torchvision(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     for task, builders in _variants(kind).items():
         runs = {name: build() for name, build in builders.items()}
-        for run in runs.values():
-            run()
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(ROUNDS):
-            for name, run in runs.items():
-                times[name].append(_seconds(run))
-        _report(capsys, f"{kind} {task}", "ms", {name: 1000 * statistics.median(t) for name, t in times.items()})
-        assert all(min(spent) > 0 for spent in times.values())
-
-
-_CHILD = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import torch
-from bench_detectors import _high_water, _variants
-torch.set_num_threads(1)
-before = _high_water()
-run = _variants(sys.argv[2])[sys.argv[3]][sys.argv[4]]()
-for _ in range(3):
-    run()
-print("peak", _high_water() - before)
-"""
-
-
-def _high_water() -> float:
-    """Return the most memory this process has held so far, in MiB; getrusage would count the parent's too."""
-    return float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", KINDS)
-def test_peak_memory_against_torchvision(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    for task, builders in _variants(kind).items():
-        peaks = {}
-        for name in builders:
-            command = [sys.executable, "-c", _CHILD, str(Path(__file__).parent), kind, task, name]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            peaks[name] = float(done.stdout.split("peak")[-1])
-        _report(capsys, f"{kind} {task}", "MiB", peaks)
-        assert all(peak > 0 for peak in peaks.values())
-
-
-def _report(capsys: pytest.CaptureFixture[str], title: str, unit: str, values: dict[str, float]) -> None:
-    with capsys.disabled():
-        print(f"\n{title}, {SIZE} px, {torch.get_num_threads()} thread(s)")
-        for name, value in values.items():
-            print(f"  {name:<12}{value:9.1f} {unit:<4} ratio {value / values['torchvision']:.2f}")
+        timing = timed(runs, rounds=ROUNDS)
+        memories = {name: memory(run) for name, run in runs.items()}
+        show(capsys, f"{kind} on ResNet-50, {task}, {SIZE} px", timing, memories)
+        assert all(ratio < 1.5 for ratio in timing.ratios.values())

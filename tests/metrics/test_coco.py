@@ -67,7 +67,8 @@ def test_numbers_equal_pycocotools_run_by_hand_on_the_same_files(seed: int, tmp_
     assert list(found) == list(NAMES)
     assert 0.05 < found["AP"] < 0.95
     assert all(value >= 0 for value in found.values())
-    assert list(found.values()) == by_hand(tmp_path, detections, objects, 3)
+    # The faster implementation, where it is installed, may differ in the last digit.
+    assert list(found.values()) == pytest.approx(by_hand(tmp_path, detections, objects, 3), rel=0, abs=1e-12)
 
 
 def test_perfect_detections_score_one_and_absent_sizes_minus_one() -> None:
