@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 import yaml
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils.torch_utils import get_cpu_info
 
 from mlc_yolo.compare.parent import end_with_parent
 from mlc_yolo.compare.recording import record
 from mlc_yolo.engine.model import MLCYOLO
+from mlc_yolo.engine.safe_load import load_checkpoint
 
 try:
     import resource
@@ -76,12 +76,13 @@ def run_cell(folder: Path, device: str) -> None:
     told = yaml.safe_load((folder / SPECIFICATION).read_text(encoding="utf-8"))
     options: dict[str, Any] = dict(told["options"])
     name = options.pop("model")
+    trust = bool(options.get("trust", False))
     place = {"exist_ok": True, "device": device}
     last = folder / LAST
     trained, planned = _progress(last)
     _forget_after(trained, folder)
     if not trained:
-        model = MLCYOLO(name)
+        model = MLCYOLO(name, trust=trust)
         _write_cost(model, folder)
         model.train(**options, project=str(folder.parent), name=folder.name, **place)
     elif trained < planned:

@@ -33,7 +33,10 @@ def measure(models: dict[str, dict[str, Any]], images: list[str], device: str) -
         Milliseconds per image by name.
     """
     pixels = [cv2.imread(image) for image in images]
-    loaded = {name: MLCYOLO(arguments.pop("model")) for name, arguments in models.items()}
+    loaded = {
+        name: MLCYOLO(arguments.pop("model"), trust=bool(arguments.get("trust", False)))
+        for name, arguments in models.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in models}
     for i in range(WARM_UP + ROUNDS):
         for name, model in loaded.items():

@@ -62,7 +62,7 @@ def _refusal(options: dict[str, Any], folder: str) -> str | None:
             raise Started
 
     try:
-        model = MLCYOLO(options.pop("model"))
+        model = MLCYOLO(options.pop("model"), trust=bool(options.get("trust", False)))
         model.train(Rehearsal, **{**options, "project": folder, "name": "run", "exist_ok": True, "device": "cpu"})
     except Started:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils.ops import convert_torch2numpy_batch, scale_boxes
 
 from mlc_yolo.data.fonts import provide_fonts
+from mlc_yolo.engine import safe_load
 from mlc_yolo.engine.checkpoint import wants_warp
 from mlc_yolo.engine.postprocess import detections, extra_channels, native
 
@@ -28,8 +30,15 @@ class MLCPredictor(DetectionPredictor):
     warp = False
 
     def setup_model(self, model: Any, verbose: bool = True) -> None:
-        """Set the model up as upstream does, and read from it how images are resized."""
+        """Set the model up as upstream does, and read from it how images are resized.
+
+        Raises:
+            ValueError: a checkpoint, given by its path, is not data alone.
+        """
         provide_fonts()
+        given = model or self.args.model
+        if isinstance(given, str | Path):
+            safe_load.check(given)
         super().setup_model(model, verbose)
         self.warp = wants_warp(self.resize, native(self.model))
 

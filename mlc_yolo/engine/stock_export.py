@@ -28,9 +28,10 @@ import torch
 from torch import nn
 from ultralytics import __version__
 from ultralytics.nn.modules import C3, Detect
-from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from mlc_yolo.engine import safe_load, whole_files
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
 
 __all__ = ["NEEDS_STOCK", "export_stock", "to_stock"]
@@ -95,12 +96,13 @@ def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:
     if path.suffix != ".pt":
         raise ValueError(f"expected a file name ending in .pt, got '{path}': Ultralytics tells formats by their suffix")
     if isinstance(model, (str, Path)):
-        model, _ = load_checkpoint(model)
+        model, _ = safe_load.load_checkpoint(model)
     stock = to_stock(model).half().to(memory_format=torch.contiguous_format).requires_grad_(False)
     arguments = getattr(stock, "args", {})
     arguments = arguments if isinstance(arguments, dict) else vars(arguments)
     stock.args = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}
-    torch.save(
+    whole_files.save(
+        path,
         {
             "epoch": -1,
             "model": stock,
@@ -111,7 +113,6 @@ def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:
             "license": "AGPL-3.0 License (https://ultralytics.com/license)",
             "docs": "https://docs.ultralytics.com",
         },
-        path,
     )
     return path
 

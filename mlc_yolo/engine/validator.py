@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.nn.tasks import load_checkpoint
 from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 from ultralytics.utils.metrics import DetMetrics
 
@@ -26,7 +25,7 @@ from mlc_yolo.data.flags import difficult_rows, read_flags
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.engine import options
+from mlc_yolo.engine import options, safe_load
 from mlc_yolo.engine.checkpoint import wants_warp
 from mlc_yolo.engine.postprocess import detections, extra_channels, native
 from mlc_yolo.metrics import coco, proposals, voc
@@ -221,8 +220,12 @@ class MLCValidator(DetectionValidator):
         """Return the model to validate; in a validation of its own, images are resized as in the model's training.
 
         Raises:
-            ValueError: the data YAML holds what `resolve_data` refuses.
+            ValueError: a checkpoint is not data alone, or the data YAML holds what `resolve_data` refuses.
         """
+        trust = bool(self.options["trust"])
+        for given in (model, self.args.model):
+            if isinstance(given, str | Path):
+                safe_load.check(given, trust=trust)
         chosen = super().get_model(model, trainer)
         if self.dataloader is None:
             provide_fonts()
@@ -230,7 +233,8 @@ class MLCValidator(DetectionValidator):
                 self.args.data = resolve_data(self.args.data, split=self.args.split)
             source = chosen or self.args.model
             if not isinstance(source, torch.nn.Module):
-                source = load_checkpoint(source)[0] if str(source).endswith(".pt") else None
+                pickled = str(source).endswith(".pt")
+                source = safe_load.load_checkpoint(source, trust=trust)[0] if pickled else None
             self._warp = wants_warp(self.options["resize"], source)
         return chosen
 

@@ -1,0 +1,45 @@
+"""A trainer for two gloo processes on the CPU, where Ultralytics launches several devices of a GPU's kind only."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, RANK
+from ultralytics.utils.torch_utils import unwrap_model
+
+from mlc_yolo.engine.semi import SemiTrainer
+
+
+class GlooTrainer(SemiTrainer):
+    """`SemiTrainer` on two processes of the CPU. Each rank leaves its student and what it saw in the run's folder."""
+
+    def __init__(
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(cfg, overrides, _callbacks, **kwargs)
+        self.world_size, self.ddp = 2, LOCAL_RANK == -1
+
+    def _setup_ddp(self) -> None:
+        dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
+        wrap = nn.parallel.DistributedDataParallel
+        # Upstream names a device, which the CPU has none of. This process trains and ends.
+        nn.parallel.DistributedDataParallel = lambda model, device_ids, **kwargs: partial(wrap, **kwargs)(model)
+
+    def final_eval(self) -> None:
+        """Note what this rank has; upstream's last validation would ask a GPU for its number."""
+        model: Any = unwrap_model(self.model)
+        seen = {
+            "weights": model.state_dict(),
+            "criterion": type(model.criterion).__name__,
+            "assigner": type(model.criterion.schedule.main).__name__,
+            "batch": self.train_loader.batch_size,
+        }
+        torch.save(seen, self.save_dir / f"rank{RANK}.seen")
