@@ -7,7 +7,9 @@
 # make clean    remove everything that make, the tests and the builds have made here
 
 PYTHON ?= python3
-PYTEST_ARGS ?=
+# As many tests at a time as there are cores, up to eight; PYTEST_ARGS= runs them one by one.
+PYTEST_ARGS ?= -n auto --maxprocesses 8 --dist worksteal
+BENCH_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -39,7 +41,7 @@ $(UPSTREAM)/.installed: $(VENV)/.installed-dev
 	touch $@
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/benchmarks/bench_*.py $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/benchmarks/bench_*.py $(BENCH_ARGS)
 
 readme: $(VENV)/.installed
 	$(BIN)/python -m mlc_yolo.report.readme

@@ -20,6 +20,7 @@ os.environ.update(
     YOLO_CONFIG_DIR=str(_PRIVATE / "config"),
     MLC_YOLO_CACHE=str(_PRIVATE / "cache"),
     MPLBACKEND="Agg",
+    OMP_NUM_THREADS="1",
 )
 # Ultralytics fetches Arial.ttf for its plots unless a font of that name lies here; matplotlib's own serves as well.
 _FONTS = _PRIVATE / "config" / "Ultralytics"
@@ -27,6 +28,7 @@ _FONTS.mkdir(parents=True)
 shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _FONTS / "Arial.ttf")
 
 # The nets here are tiny: more threads cost more than they bring, and parallel test processes would fight over cores.
+# The variable above says the same to the processes that tests start.
 torch.set_num_threads(1)
 
 CLASSES = ("square", "disc", "cross")

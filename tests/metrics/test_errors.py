@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from mlc_yolo.metrics import coco
 from mlc_yolo.metrics.errors import Kind, best_detections, count_kinds, judge, rows_by_image
 from mlc_yolo.metrics.records import Records
 
@@ -166,13 +166,26 @@ def recall_by_pycocotools(data: Records) -> list[float]:
         truth.append(annotation(image, box, label))
     for image, box, label, score in zip(data.image, data.boxes, data.labels, data.scores, strict=True):
         found.append(annotation(image, box, label) | {"score": float(score)})
-    index = [coco._index(rows, len(data.images), 2) for rows in (truth, [found[i] for i in best])]
-    judge_of_coco = COCOeval(*index, iouType="bbox")
+    judge_of_coco = COCOeval(
+        *(coco(rows, len(data.images)) for rows in (truth, [found[i] for i in best])), iouType="bbox"
+    )
     judge_of_coco.params.iouThrs = np.array([0.5])
     with contextlib.redirect_stdout(io.StringIO()):
         judge_of_coco.evaluate()
         judge_of_coco.accumulate()
     return judge_of_coco.eval["recall"][0, :, 0, -1].tolist()
+
+
+def coco(annotations: list[dict[str, Any]], num_images: int) -> COCO:
+    """Annotations of two classes, numbered from 1: pycocotools takes a match with id 0 for none."""
+    filled = COCO()
+    filled.dataset = {
+        "images": [{"id": i} for i in range(num_images)],
+        "categories": [{"id": k} for k in range(2)],
+        "annotations": [{"id": i, **each} for i, each in enumerate(annotations, start=1)],
+    }
+    filled.createIndex()
+    return filled
 
 
 def annotation(image: int, box: np.ndarray, label: int) -> dict[str, Any]:
