@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, RANK
+from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.engine.semi import SemiTrainer
@@ -17,15 +19,10 @@ from mlc_yolo.engine.semi import SemiTrainer
 class GlooTrainer(SemiTrainer):
     """`SemiTrainer` on two processes of the CPU. Each rank leaves its student and what it saw in the run's folder."""
 
-    def __init__(
-        self,
-        cfg: Any = DEFAULT_CFG,
-        overrides: dict[str, Any] | None = None,
-        _callbacks: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(cfg, overrides, _callbacks, **kwargs)
-        self.world_size, self.ddp = 2, LOCAL_RANK == -1
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if RANK == -1:  # the process that launches the others
+            self.world_size, self.ddp = 2, True
 
     def _setup_ddp(self) -> None:
         dist.init_process_group("gloo", rank=RANK, world_size=self.world_size)
@@ -43,3 +40,7 @@ class GlooTrainer(SemiTrainer):
             "batch": self.train_loader.batch_size,
         }
         torch.save(seen, self.save_dir / f"rank{RANK}.seen")
+
+
+if __name__ == "__main__":  # as torchrun starts it
+    GlooTrainer(overrides=json.loads(sys.argv[1])).train()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
@@ -17,6 +18,8 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOCAL_RANK, LOGGER
 from ultralytics.utils.patches import override_configs
 
+from mlc_yolo.data.label_cache import check_label_caches
+from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.ssd_augmentation import SSDAugmentation
 
 
@@ -94,27 +97,33 @@ class SSDDataset(CheckedDataset):
         )
 
 
-def build(make: Callable[[], YOLODataset], args: Any, *, warp: bool, ssd: bool = False) -> YOLODataset:
+def build(
+    make: Callable[[Any], YOLODataset], source: str | list[str] | None, args: Any, *, warp: bool, ssd: bool = False
+) -> YOLODataset:
     """Build a data set as upstream does, and make it one of ours where that is asked for.
 
     Args:
-        make: builds upstream's from `args`.
+        make: builds upstream's from `source` and `args`.
+        source: folders or lists of images, as `data` names them; None where it names none.
         args: upstream's arguments; `cache` is read.
         warp: stretch images to the input's square. Batches are never rectangular then.
         ssd: SSD's augmentation. Batches are never rectangular then.
 
     Raises:
-        ValueError: `classes` names one that the data has not; upstream would drop every label.
+        ValueError: `classes` names one that the data has not; upstream would drop every label. Or a cache of labels is
+            more than data.
     """
+    with suppress(FileNotFoundError):  # no images: upstream says so
+        check_label_caches(image_files(source or []))
     if not (warp or ssd):
-        dataset = make()
+        dataset = make(source)
         if type(dataset) is YOLODataset:  # upstream has others, for other tasks
             dataset.__class__ = CheckedDataset
         _check_labels(dataset, args)
         return dataset
     # Cached images are resized ones: they have to be loaded our way.
     with override_configs(args, {"cache": False, "rect": False}):
-        dataset = make()
+        dataset = make(source)
     _check_labels(dataset, args)
     dataset.rect = False  # upstream's trainer asks for it whatever `args` say
     dataset.__class__ = SSDDataset if ssd else WarpedDataset

@@ -21,6 +21,7 @@ from ultralytics.data.augment import Compose, LetterBox, RandomFlip, RandomPersp
 from ultralytics.utils import LOCAL_RANK, LOGGER
 
 from mlc_yolo.data.datasets import CheckedDataset
+from mlc_yolo.data.label_cache import check_cache
 from mlc_yolo.data.listing import image_files
 
 #: Chances and ranges of the strong view; rectangles are shares of the image's area.
@@ -98,9 +99,11 @@ class UnlabeledDataset(CheckedDataset):
 
         Raises:
             RuntimeError: none of them can be read.
+            ValueError: the cache is more than data.
         """
         self.get_label_files()
         file = Path(self.im_files[0]).parent.with_suffix(".unlabeled.cache")
+        check_cache(file)
         unreadable = f"{self.prefix}none of {len(self.im_files)} images can be read"
         try:
             cache, known = self._load_or_scan_cache(file, self.get_cache_hash())

@@ -228,8 +228,8 @@ def open_split(model: MLCYOLO, data: str | Path | None, stock: dict[str, Any], *
     if args.single_cls:
         found["names"], found["nc"] = {0: net.names[0]}, 1
     check_classes(found, net.names)
-    plain = partial(build_yolo_dataset, args, found[args.split], batch=1, data=found, mode="val", stride=stride)
-    return Split(args, found, build(plain, args, warp=wants_warp(resize, net)))
+    plain = partial(build_yolo_dataset, args, batch=1, data=found, mode="val", stride=stride)
+    return Split(args, found, build(plain, found[args.split], args, warp=wants_warp(resize, net)))
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@
 | `checks.parse_version` gives a version as a tuple of numbers | compat: untested versions |
 | `check_font` takes any font matplotlib knows whose path holds the name | fonts |
 | `load_image` raises FileNotFoundError for what it cannot decode | data sets |
+| labels are cached beside the folder of the first image's labels, by its name with `.cache` | caches of labels |
 | `find_dataset_yaml(folder)` is the YAML read for a folder; `YAML.load` what is read of it | data YAMLs |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
 """

@@ -82,7 +82,7 @@ class PerTaskLoss(v8DetectionLoss):
         self.level_strides = [float(stride) for stride in self.stride]
 
     def loss(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses times the batch size, and every named item for the log.
+        """Return the losses times the batch size, the ranks' mean of it, and every named item for the log.
 
         Args:
             preds: raw head outputs: boxes (B, 4R, A), scores (B, K, A), feats, and iou (B, 1, A) where the head has it.
@@ -103,7 +103,7 @@ class PerTaskLoss(v8DetectionLoss):
             losses = torch.cat((losses, iou_loss[None]))
             items["iou_loss"] = iou_loss.detach()
         items["pos_cls"], items["pos_loc"] = (step.counts / batch_size).unbind()
-        return losses * batch_size, items
+        return losses * self._mean_over_ranks(torch.full((), batch_size, device=losses.device)), items
 
     def assigner_inputs(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
         """Return what an assigner gets to see of raw head outputs and a batch.
@@ -145,14 +145,15 @@ class PerTaskLoss(v8DetectionLoss):
         cls, loc = assignment.classification, assignment.localization
         boxes = _gather_boxes(targets, loc)
 
-        cls_loss = assigned_bce(logits, targets.labels, cls, self._flat_class_weights()) / self._normaliser(cls.quality)
+        cls_loss = assigned_bce(logits, targets.labels, cls, self._flat_class_weights())
+        cls_loss = cls_loss / self._normaliser(cls.quality.sum())
         box_loss, dfl_loss = self.bbox_loss(
             distances,
             decoded,
             cells,
             boxes / strides,
             (loc.quality * loc.weight)[..., None],
-            self._normaliser(loc.quality),
+            self._normaliser(loc.quality.sum()),
             loc.positive,
             self._image_size(preds),
             strides,
@@ -170,7 +171,7 @@ class PerTaskLoss(v8DetectionLoss):
         distances = preds["boxes"].detach().permute(0, 2, 1)[image, anchor].float()
         decoded = self._decode(points / strides, distances[None])[0] * strides
         ious = aligned_iou(decoded, step.boxes[image, anchor])
-        return iou_rescoring_loss(preds["iou"][:, 0][image, anchor], ious, self._across_ranks(step.positive.sum()))
+        return iou_rescoring_loss(preds["iou"][:, 0][image, anchor], ious, self._normaliser(step.positive.sum()))
 
     def _decode(self, cells: Tensor, distances: Tensor) -> Tensor:
         """Decode boxes (B, A, 4), in cells, in float32 under any AMP mode: in bfloat16 they would be off by a pixel."""
@@ -204,21 +205,27 @@ class PerTaskLoss(v8DetectionLoss):
     def _flat_class_weights(self) -> Tensor | None:
         return None if self.class_weights is None else self.class_weights.flatten()
 
-    def _normaliser(self, quality: Tensor) -> Tensor:
-        return self._across_ranks(quality.sum())
+    def _normaliser(self, total: Tensor) -> Tensor:
+        """Return a sum's mean over ranks, at least 1 over all of them."""
+        ranks = dist.get_world_size() if self._joins_ranks() else 1
+        return self._mean_over_ranks(total).clamp(min=1 / ranks)
 
-    @staticmethod
-    def _across_ranks(total: Tensor) -> Tensor:
-        """Return a sum's mean over ranks, at least 1 over all of them.
+    def _mean_over_ranks(self, total: Tensor) -> Tensor:
+        """Return a total's mean over ranks.
 
         Upstream multiplies the loss by the world size and averages gradients, so dividing by the mean makes ranks
-        together equal one process on the joined batch. Only while training: validation batches differ in number.
+        together equal one process on the joined batch.
         """
-        if dist.is_initialized() and torch.is_grad_enabled():
-            total = total.float().clone()
-            dist.all_reduce(total)
-            return total.clamp(min=1) / dist.get_world_size()
-        return total.clamp(min=1)
+        if not self._joins_ranks():
+            return total
+        total = total.float().clone()
+        dist.all_reduce(total)
+        return total / dist.get_world_size()
+
+    @staticmethod
+    def _joins_ranks() -> bool:
+        """Whether there are others, and this is training: validation batches differ in number."""
+        return dist.is_initialized() and torch.is_grad_enabled()
 
 
 class PerTaskE2ELoss(E2ELoss):

@@ -11,7 +11,7 @@ import torch
 from torch import nn, optim
 from ultralytics.cfg import cfg2dict, get_cfg
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
@@ -93,6 +93,8 @@ class MLCTrainer(DurableTrainer):
                 )
         provide_fonts()
         super().__init__(base, overrides, _callbacks)
+        if RANK != -1:  # upstream counts the devices of this machine; there may be several
+            self.world_size = WORLD_SIZE
         if assigner is not None and self.ddp:
             raise ValueError("an assigner object trains on one device: choose one, such as device=0")
         if self.args.augmentation == "ssd":
@@ -226,7 +228,8 @@ class MLCTrainer(DurableTrainer):
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build the data set as upstream does; of other images with `resize=warp` or `augment=ssd`."""
         return build(
-            partial(super().build_dataset, img_path, mode, batch),
+            partial(super().build_dataset, mode=mode, batch=batch),
+            img_path,
             self.args,
             warp=wants_warp(None, _trained(unwrap_model(self.model))),
             ssd=self.args.augmentation == "ssd" and mode == "train",

@@ -240,7 +240,7 @@ class MLCValidator(DetectionValidator):
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         """Build the data set as upstream does; with `resize=warp`, of images stretched to the input size."""
-        return build(partial(super().build_dataset, img_path, mode, batch), self.args, warp=self._warp)
+        return build(partial(super().build_dataset, mode=mode, batch=batch), img_path, self.args, warp=self._warp)
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
         """Return the loader; with `single_cls` the data has one class, whatever its YAML says."""

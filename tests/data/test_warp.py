@@ -39,8 +39,8 @@ def shapes(tmp_path: Path) -> Path:
 def dataset(data: Path, mode: str, *, warp: bool, ssd: bool = False, **options: Any) -> Any:
     args = get_cfg(overrides={"imgsz": SIZE, "task": "detect", **options})
     content = check_det_dataset(data)
-    make = partial(build_yolo_dataset, args, content["train"], 2, content, mode=mode, rect=mode == "val")
-    built = build(make, args, warp=warp, ssd=ssd)
+    make = partial(build_yolo_dataset, args, batch=2, data=content, mode=mode, rect=mode == "val")
+    built = build(make, content["train"], args, warp=warp, ssd=ssd)
     assert (args.cache, args.rect) == (options.get("cache", False), options.get("rect", False))
     return built
 

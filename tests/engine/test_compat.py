@@ -589,6 +589,18 @@ def test_a_built_data_set_may_become_another(cache: str, tmp_path: Path) -> None
     torch.testing.assert_close(sample["bboxes"], torch.full((1, 4), 0.5))
 
 
+def test_labels_are_cached_beside_the_folder_of_the_first_images_labels(tmp_path: Path) -> None:
+    for folder in ("b", "a/deep"):
+        _photo(tmp_path / "images" / folder)
+        (tmp_path / "labels" / folder).mkdir(parents=True)
+        (tmp_path / "labels" / folder / "40x60.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    for images, cache in (("images", "labels/a/deep.cache"), ("images/b", "labels/b.cache")):
+        assert not (tmp_path / cache).exists()
+        _dataset(tmp_path / images, augment=False)
+        assert np.load(tmp_path / cache, allow_pickle=True).item()["labels"]
+    assert len(list(tmp_path.rglob("*.cache"))) == 2
+
+
 def test_overridden_arguments_are_put_back() -> None:
     args = get_cfg(overrides={"cache": "ram"})
     with pytest.raises(RuntimeError), override_configs(args, {"cache": False}):

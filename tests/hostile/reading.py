@@ -98,8 +98,8 @@ def read(images: Path, mode: str) -> Found:
     data = {"names": NAMES, "nc": len(NAMES), "channels": 3}
     args = get_cfg(overrides={"imgsz": SIZE, "mosaic": 0.0, "translate": 0.0, "scale": 0.0, "workers": 0})
     with patience(), listening() as said:
-        make = partial(build_yolo_dataset, args, str(images), 1, data, mode=mode, rect=False, stride=32)
-        dataset = build(make, args, warp=False)
+        make = partial(build_yolo_dataset, args, batch=1, data=data, mode=mode, rect=False, stride=32)
+        dataset = build(make, str(images), args, warp=False)
         samples: dict[str, dict[str, Any]] = {}
         errors: dict[str, str] = {}
         for i, file in enumerate(dataset.im_files):

@@ -10,6 +10,7 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,9 @@ def test_an_image_that_is_gone_is_not_called_damaged(tried: Counter[str], tmp_pa
     (tmp_path / "images" / "case.png").write_bytes(encoded(".png"))
     args = get_cfg(overrides={"imgsz": 64})
     data = {"names": {0: "a"}, "nc": 1, "channels": 3}
-    made = build(lambda: build_yolo_dataset(args, str(tmp_path / "images"), 1, data, mode="val"), args, warp=False)
+    made = build(
+        partial(build_yolo_dataset, args, batch=1, data=data, mode="val"), str(tmp_path / "images"), args, warp=False
+    )
     (tmp_path / "images" / "case.png").unlink()
     tried["refused"] += 1
     with pytest.raises(FileNotFoundError, match=r"case\.png"):

@@ -50,7 +50,9 @@ def objects_of(file: Path | str, split: str = "val") -> dict[str, int]:
         args = get_cfg(overrides={"imgsz": 64, "mosaic": 0.0})
         counts = {}
         for mode, key in (("train", "train"), ("val", split)):
-            dataset = build(partial(build_yolo_dataset, args, data[key], 1, data, mode=mode), args, warp=False)
+            dataset = build(
+                partial(build_yolo_dataset, args, batch=1, data=data, mode=mode), data[key], args, warp=False
+            )
             counts[mode] = sum(len(dataset[i]["cls"]) for i in range(len(dataset)))
         return counts
 
