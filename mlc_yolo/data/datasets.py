@@ -116,14 +116,14 @@ def build(
     with suppress(FileNotFoundError):  # no images: upstream says so
         check_label_caches(image_files(source or []))
     if not (warp or ssd):
-        dataset = make(source)
+        dataset = _made(make, source)
         if type(dataset) is YOLODataset:  # upstream has others, for other tasks
             dataset.__class__ = CheckedDataset
         _check_labels(dataset, args)
         return dataset
     # Cached images are resized ones: they have to be loaded our way.
     with override_configs(args, {"cache": False, "rect": False}):
-        dataset = make(source)
+        dataset = _made(make, source)
     _check_labels(dataset, args)
     dataset.rect = False  # upstream's trainer asks for it whatever `args` say
     dataset.__class__ = SSDDataset if ssd else WarpedDataset
@@ -134,6 +134,16 @@ def build(
     if (cache == "ram" and dataset.check_cache_ram()) or (cache == "disk" and dataset.check_cache_disk()):
         dataset.cache_images()
     return dataset
+
+
+def _made(make: Callable[[Any], YOLODataset], source: Any) -> YOLODataset:
+    """Build upstream's, again where another process put a cache of labels aside while this one meant to do so."""
+    try:
+        return make(source)
+    except FileNotFoundError as error:
+        if not str(error.filename).endswith(".cache"):
+            raise
+        return make(source)
 
 
 def _check_labels(dataset: YOLODataset, args: Any) -> None:

@@ -131,6 +131,24 @@ def test_what_cannot_be_read_is_left_to_ultralytics_which_makes_it_anew(
     assert len(np.load(cache, allow_pickle=True).item()["labels"]) == 4
 
 
+def test_two_processes_that_make_it_anew_at_once_both_go_on(
+    own_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = own_data.parent / "labels" / "val.cache"
+    cache.write_bytes(b"out of date")
+    unlink = Path.unlink
+
+    def after_another(file: Path, missing_ok: bool = False) -> None:
+        unlink(file, missing_ok)
+        if file == cache:
+            monkeypatch.undo()
+            unlink(file)  # as upstream finds it: there when it looked, gone now
+
+    monkeypatch.setattr(Path, "unlink", after_another)
+    MLCYOLO("yolo11n.yaml").val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
+    assert len(np.load(cache, allow_pickle=True).item()["labels"]) == 4
+
+
 def test_a_cache_that_is_not_there_is_none(tmp_path: Path) -> None:
     check_cache(tmp_path / "none.cache")
     check_label_caches([])
