@@ -113,7 +113,7 @@ class MLCTrainer(DurableTrainer):
         """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults.
 
         Raises:
-            ValueError: the checkpoint is not data alone.
+            ValueError: the checkpoint is not data alone, or what has become of its data YAML is refused.
         """
         trust = self.args.trust
         if self.args.resume:
@@ -132,6 +132,7 @@ class MLCTrainer(DurableTrainer):
                 f"this run trains with assigner={self.args.assigner}; it resumes with that, not with an assigner object"
             )
         redraw_missing(self.args.data)
+        self.args.data = resolve_data(self.args.data)
 
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
