@@ -6,6 +6,7 @@ meanwhile. When its caller stops listening, what still runs is killed.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -158,7 +159,7 @@ def run_ray(tasks: Sequence[Task], *, jobs: int | None = None) -> Ended:
 
     ours = not ray.is_initialized()
     if ours:
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="warning")
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.WARNING)
     gpus = 1 if ray.cluster_resources().get("GPU") else 0
     device = "0" if gpus else "cpu"  # Ray shows each task its own GPU only
     folder, needed = os.getcwd(), environment()

@@ -13,22 +13,22 @@ from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
-from ultralytics.utils.checks import check_file
 
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.detectors.config import bundled, complete, find_config, inherit
+from mlc_yolo.detectors.config import bundled, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options, safe_load, weights_file
 from mlc_yolo.engine.checkpoint import read_marker, wants_warp, write_marker
 from mlc_yolo.engine.compat import warn_if_untested
+from mlc_yolo.engine.misfits import refuse_classes, refuse_for_detector, refuse_for_yolo
 from mlc_yolo.engine.predictor import LetterboxPredictor, MLCPredictor, WarpPredictor
 from mlc_yolo.engine.semi import SemiTrainer
 from mlc_yolo.engine.stock_arguments import check_stock
 from mlc_yolo.engine.stock_export import NEEDS_STOCK, export_stock, to_stock
 from mlc_yolo.engine.tuner import MLCTuner
 from mlc_yolo.engine.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import add_iou_channel, check_head, has_iou_channel, rank_by_iou, set_rescore
+from mlc_yolo.heads.iou_aware import add_iou_channel, has_iou_channel, rank_by_iou, set_rescore
 
 
 class MLCYOLO(YOLO):
@@ -177,8 +177,7 @@ class MLCYOLO(YOLO):
             several = isinstance(data, list | tuple)  # upstream fine-tunes on each in turn
             kwargs["data"] = [resolve_data(each) for each in data] if several else resolve_data(data)
             if isinstance(self.model, DetectorModel) and self.model.kind == "rpn" and not kwargs.get("single_cls"):
-                for each in kwargs["data"] if several else [kwargs["data"]]:
-                    _refuse_classes(each)
+                refuse_classes(kwargs["data"] if several else [kwargs["data"]])
         chosen = trainer or self._smart_load("trainer")
         return super().train(chosen if custom is None else partial(chosen, assigner=custom), **kwargs)
 
@@ -376,47 +375,15 @@ class MLCYOLO(YOLO):
         return layers[-1]
 
     def _refuse_misfits(self, ours: dict[str, Any], stock: dict[str, Any]) -> None:
-        """Fail before any file is touched if the model cannot have these options."""
-        pretrained = stock.get("pretrained")
-        torchvision = is_torchvision(pretrained) and not stock.get("resume")
-        quality = options.wanted_quality(ours)
         if isinstance(self.model, DetectorModel):
-            options.settle({**options.defaults(), **ours}, self.model.kind)
-            if stock.get("cls_pw"):
-                raise ValueError(f"cls_pw={stock['cls_pw']} weighs YOLO's classes, not those of a {self.model.kind}")
-            asked = {"quality": quality} if quality else {}
-            config = complete({**self._config(), **asked}, self.model_name or "model")
-            if torchvision and self.ckpt:
-                raise ValueError(f"pretrained={pretrained} starts a model YAML; this model has weights already")
-            if torchvision:
-                start_from(config, str(pretrained), verbose=False)
-            return
-        if torchvision:
-            raise ValueError(
-                f"pretrained={pretrained} holds torchvision weights, for {', '.join(bundled())}; "
-                f"'{self.overrides.get('model')}' is none of them"
-            )
-        options.settle({**options.defaults(), **ours})
-        if quality == "centerness" or ours.get("align_gain"):
-            what = "quality=centerness is for FCOS" if quality == "centerness" else "align_gain is for ported detectors"
-            raise ValueError(f"{what}; '{self.overrides.get('model')}' is none: leave it out")
-        if isinstance(self.model, DetectionModel) and quality != "none":
-            check_head(self._head())
+            name = self.model_name or "model"
+            refuse_for_detector(self._config(), name, ours, stock, has_weights=bool(self.ckpt))
+        else:
+            refuse_for_yolo(self.model, self.overrides.get("model", ""), ours, stock)
 
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")
         return origin.with_name(f"{origin.stem}_stock.pt")
-
-
-def _refuse_classes(data: str) -> None:
-    """Refuse data of several classes for a model of one, before a run folder is made; unreadable data is upstream's."""
-    path = check_file(data, download=False, hard=False)
-    names = YAML.load(path).get("names") if path and Path(path).is_file() else None
-    if names is not None and len(names) > 1:
-        raise ValueError(
-            f"an RPN proposes objects of one class, but {data} has {len(names)}: train with single_cls=True, which "
-            "takes them for one"
-        )
 
 
 def _expected(model: Any, got: str) -> str:
