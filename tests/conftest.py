@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import matplotlib
@@ -31,12 +34,36 @@ shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf
 # The variable above says the same to the processes that tests start.
 torch.set_num_threads(1)
 
+TRIED = "hostile inputs tried"
 CLASSES = ("square", "disc", "cross")
 
 
 def pytest_unconfigure() -> None:
     """Remove what the session wrote outside pytest's own temporary folders."""
     shutil.rmtree(_PRIVATE, ignore_errors=True)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print how many hostile inputs were tried, over all tests."""
+    reports = [report for found in terminalreporter.stats.values() for report in found if hasattr(report, "when")]
+    counted = [report for report in reports if report.when == "teardown"]
+    total: Counter[str] = Counter()
+    for report in counted:
+        total += sum((Counter(counts) for name, counts in report.user_properties if name == TRIED), Counter())
+    if total:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in total.most_common())
+        hostile = {report.nodeid for report in counted if any(name == TRIED for name, _ in report.user_properties)}
+        failed = sum(report.failed and report.nodeid in hostile for report in reports if report.when == "call")
+        terminalreporter.section("hostile inputs")
+        terminalreporter.line(f"{total.total()} tried ({kinds}) in {len(hostile)} tests, {failed} of which failed")
+
+
+@pytest.fixture
+def tried(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
+    """How many inputs a test has tried, by what became of them; reported as the test is torn down."""
+    counts: Counter[str] = Counter()
+    yield counts
+    request.node.user_properties.append((TRIED, dict(counts)))  # processes exchange plain types only
 
 
 @pytest.fixture
