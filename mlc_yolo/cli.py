@@ -34,8 +34,9 @@ USAGE = """
           split         label a part of a data set's training images and name the rest as unlabelled
           demo          train, validate and predict on the built-in demo set
 
-    1. Train with mutual labelling and a predicted IoU
-        mlc-yolo train model=yolo11n.yaml data=mine.yaml assigner=mlc epochs=100 imgsz=640
+    1. Train with a predicted IoU, and with mutual labelling
+        mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=100 imgsz=640
+        mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=100 imgsz=640 assigner=mlc
 
     2. Validate any checkpoint, stock ones too
         mlc-yolo val model=runs/detect/train/weights/best.pt data=mine.yaml coco_eval=True
@@ -107,7 +108,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if command.started() or os.environ.get("MLC_YOLO_TRACEBACK"):
             raise
         hint = "" if isinstance(error, UsageError) else " MLC_YOLO_TRACEBACK=1 shows where this comes from."
-        print(f"mlc-yolo: {str(error).strip()}\n'mlc-yolo help' lists modes and options.{hint}", file=sys.stderr)
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        advice = f". Install it, such as with: pip install {missing}" if missing else ""
+        said = f"mlc-yolo: {str(error).strip()}{advice}"
+        print(f"{said}\n'mlc-yolo help' lists modes and options.{hint}", file=sys.stderr)
         return 2
     return 0
 
@@ -218,13 +222,13 @@ class _Command:
 
             report = convert(**overrides)
             LOGGER.info(f"{report.text(most=20)}\nAll of it is in {report.output / 'report.txt'}. Train with:")
-            LOGGER.info(f"mlc-yolo train model=yolo11n.yaml data={report.output / 'data.yaml'} assigner=mlc")
+            LOGGER.info(f"mlc-yolo train model=yolo11n.pt data={report.output / 'data.yaml'}")
             return
         if mode == "split":
             from mlc_yolo.data.split import split
 
             files = split(**overrides)
-            LOGGER.info(f"Train with:\nmlc-yolo train model=yolo11n.yaml data={files[0]} ssl=sed")
+            LOGGER.info(f"Train with:\nmlc-yolo train model=yolo11n.pt data={files[0]} ssl=sed")
             return
         if mode == "compare":
             from mlc_yolo.compare import compare
@@ -246,7 +250,7 @@ class _Command:
         if mode == "reproduce":
             from mlc_yolo.reproduce import prepare
 
-            planned = prepare(overrides.pop("row", "ROW"), data=overrides.pop("data", ""), **overrides)
+            planned = prepare(overrides.pop("row", ""), data=overrides.pop("data", ""), **overrides)
             self.model = MLCYOLO(planned.model, trust=trust)
             planned.execute(self.model)
             return
@@ -352,7 +356,7 @@ def _pair(word: str, parser: Callable[[str], tuple[str, Any]]) -> tuple[str, Any
 
 
 def _read_cfg(path: Any) -> dict[str, Any]:
-    """Return the arguments of a YAML file, but for those that name the run it may come from."""
+    """Return the arguments of a YAML file, but for those that name the run it may come from, and trust."""
     import yaml
 
     try:
@@ -362,7 +366,7 @@ def _read_cfg(path: Any) -> dict[str, Any]:
         raise UsageError(f"cfg={path} cannot be read: {error}") from error
     if not isinstance(read, dict):
         raise UsageError(f"cfg={path} must hold 'key: value' lines, got {type(read).__name__}")
-    return {str(name): value for name, value in read.items() if name not in {"cfg", "mode", "save_dir"}}
+    return {str(name): value for name, value in read.items() if name not in {"cfg", "mode", "save_dir", "trust"}}
 
 
 def _nearest(word: str, known: Any) -> str:

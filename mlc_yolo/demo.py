@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ def run_demo(**overrides: Any) -> Path:
         assigner=["tal", "mlc"], name="assignments", **{**common, "data": arguments["data"]}
     )
 
+    program = "mlc-yolo" if shutil.which("mlc-yolo") else Path(sys.executable).with_name("mlc-yolo")
     LOGGER.info(
         f"\nA toy run of {arguments['epochs']} epochs: mAP50-95 {metrics.box.map:.3f}, AP75 {metrics.box.map75:.3f}, "
         f"Spearman(score, IoU) {metrics.spearman:.3f}\n"
@@ -67,6 +70,6 @@ def run_demo(**overrides: Any) -> Path:
         f"  predictions (conf=0.1)    {run / 'predict'}\n"
         f"  who learns what           {run / 'assignments'}\n"
         f"  best weights              {run / 'weights' / 'best.pt'}\n"
-        "Now with images of your own: mlc-yolo train model=yolo11n.yaml data=path/to/your.yaml assigner=mlc"
+        f"Now with images of your own: {program} train model=yolo11n.pt data=path/to/your.yaml"
     )
     return run

@@ -55,7 +55,8 @@ def find_row(row: str | Path) -> Path:
     near = get_close_matches(stem, known, n=3, cutoff=0.6)
     tables = sorted({"_".join(name.split("_")[:2]) for name in known})
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Rows: {'_*, '.join(tables)}_*"
-    raise FileNotFoundError(f"'{row}' is neither a file nor a row of cfg/paper. {hint}")
+    wrong = f"'{row}' is neither a file nor a row of cfg/paper" if str(row) else f"name a row, such as {min(known)}"
+    raise FileNotFoundError(f"{wrong}. {hint}")
 
 
 def read_row(file: Path) -> Row:
@@ -75,6 +76,8 @@ def read_row(file: Path) -> Row:
     if not isinstance(arguments, dict) or not {"model", "epochs"} <= set(arguments):
         raise ValueError(f"{file} must hold 'key: value' lines, with model and epochs among them.")
     refuse_unknown(arguments, str(file))
+    if "trust" in arguments:
+        raise ValueError(f"{file} asks for trust, which no file grants: give it on the command line.")
     stated = [line.removeprefix("# paper:").split() for line in text.splitlines() if line.startswith("# paper:")]
     try:
         paper = {name: float(value) for name, value in (fact.split("=") for facts in stated for fact in facts)}

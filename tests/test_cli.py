@@ -70,8 +70,8 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["train", "model=yolo11n.yaml", "assigner=mlc", "assigner_warmup=200"], "must end before the run"),
         (["train", "model=yolo11n.yaml", "epochs=abc"], "epochs"),
         (["export", "model=yolo11n.yaml", "format=stok"], "Did you mean 'stock'"),
-        (["reproduce"], "neither a file nor a row of cfg/paper. Rows: mg_table1"),
-        (["reproduce", "data=demo.yaml"], "neither a file nor a row of cfg/paper. Rows: mg_table1"),
+        (["reproduce"], "name a row, such as mg_table1_fssd_r18_both"),
+        (["reproduce", "data=demo.yaml"], "Rows: mg_table1"),
         (["reproduce", "mlc_table3_retinanet_mll", "data=demo.yaml"], "Did you mean mlc_table3_retinanet_ml"),
         (["reproduce", "mlc_table3_retinanet_ml"], "data is missing"),
         (["reproduce", "mlc_table3_retinanet_ml", "data=nowhere.yaml"], "nowhere.yaml"),
@@ -93,6 +93,15 @@ def test_a_wrong_command_line_says_what_to_do(
     assert cli.main(words) == 2
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown
+
+
+def test_a_missing_package_is_named_with_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "onnx", None)  # as if it were not installed
+    assert cli.main(["export", "model=yolo11n.yaml", "format=onnx", "imgsz=64"]) == 2
+    assert "pip install onnx" in capsys.readouterr().err
 
 
 def test_values_are_read_as_upstream_reads_them(tmp_path: Path) -> None:

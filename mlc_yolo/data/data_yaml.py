@@ -30,7 +30,7 @@ def check_settings(settings: Mapping[str, Any], source: Path, *, split: str = "v
     Raises:
         ValueError: names the file, the key and what is wrong with it.
     """
-    for key in SPLITS:
+    for key in (*SPLITS, "validation"):
         given = settings.get(key)
         several = given if isinstance(given, list) else [given] if given is not None else []
         if not all(isinstance(each, str) and "\0" not in each for each in several):
@@ -68,7 +68,7 @@ def _refuse_program(settings: Mapping[str, Any], source: Path, split: str) -> No
         raise ValueError(f"{source}: 'download' must be an address; got {_short(download)}.")
     if ARCHIVE.fullmatch(download):
         return
-    missing = [path for path in _paths(settings, source, split) if not os.path.exists(path)]
+    missing = [path for path in image_paths(settings, source, split) if not os.path.exists(path)]
     if missing and download:
         raise ValueError(
             f"{source}: {missing[0]} does not exist, and 'download' is a program to fetch it, which is not run for "
@@ -80,15 +80,21 @@ def _refuse_loops(settings: Mapping[str, Any], source: Path) -> None:
     from mlc_yolo.data.listing import refuse_loops  # imports ultralytics
 
     for key in SPLITS:
-        for path in _paths(settings, source, key):
+        for path in image_paths(settings, source, key):
             try:
                 refuse_loops(path)
             except ValueError as error:
                 raise ValueError(f"{source}: '{key}': {error}") from None
 
 
-def _paths(settings: Mapping[str, Any], source: Path, split: str) -> list[str]:
-    """Where the images of a split are, as Ultralytics looks for them."""
+def image_paths(settings: Mapping[str, Any], source: Path, split: str) -> list[str]:
+    """Return where the images of a split are, as Ultralytics looks for them.
+
+    Args:
+        settings: the YAML's content.
+        source: the YAML, for relative paths.
+        split: one of `SPLITS`.
+    """
     from ultralytics.utils import DATASETS_DIR
 
     root = settings.get("path") or str(source.parent)

@@ -1,35 +1,69 @@
 """Data sets that say what is wrong with them; also those of another geometry or augmentation: warped, and SSD's.
 
-Ultralytics' builder settles files, labels, classes and share of the data; it knows its own class only. So it builds,
-and what it built becomes one of these.
+Ultralytics' builder settles files, labels, classes and share of the data; it knows its own class only, by a global
+name. A copy of it that finds one of these by that name builds them instead.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
 from copy import copy
+from functools import partial
+from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
+from ultralytics.data import build_yolo_dataset
 from ultralytics.data.augment import Compose, Format, LetterBox
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOCAL_RANK, LOGGER
-from ultralytics.utils.patches import override_configs
 
-from mlc_yolo.data.label_cache import check_label_caches
-from mlc_yolo.data.listing import image_files
+from mlc_yolo.data.label_cache import check_cache
 from mlc_yolo.data.ssd_augmentation import SSDAugmentation
 
 
 class CheckedDataset(YOLODataset):
-    """`YOLODataset` that tells an image it cannot decode from one that is not there.
+    """`YOLODataset` that opens no cache but one of data, and says which images it leaves out or cannot decode.
 
     Upstream's scan reads headers: a file cut short, or with 32-bit pixels, may come up in the middle of an epoch.
     """
 
     im_files: list[str]
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Return the labels as upstream does, and say how many images it left out.
+
+        Raises:
+            ValueError: the cache of the labels is more than data.
+        """
+        found = len(self.im_files)
+        labels: list[dict[str, Any]] = super().get_labels()
+        self.say_left_out(found - len(labels), found)
+        return labels
+
+    def say_left_out(self, count: int, found: int) -> None:
+        """Say how many of the images found are left out, if any; upstream has named them one by one."""
+        if count and LOCAL_RANK in {-1, 0}:
+            LOGGER.warning(
+                f"{self.prefix}{count} of {found} images are left out, damaged or with labels that are not valid: "
+                "the messages above say why"
+            )
+
+    def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+        """Return the cache, and whether it was known; again where another process took the old one away meanwhile."""
+        try:
+            return self._checked_or_scanned(cache_path, cache_hash)
+        except FileNotFoundError as error:
+            if not str(error.filename).endswith(".cache"):
+                raise
+            return self._checked_or_scanned(cache_path, cache_hash)
+
+    def _checked_or_scanned(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+        if not check_cache(cache_path):
+            return self.cache_labels(cache_path), False
+        known: tuple[dict[str, Any], bool] = super()._load_or_scan_cache(cache_path, cache_hash)
+        return known
 
     def load_image(self, i: int, *args: Any, **kwargs: Any) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
         """Return image `i` as upstream does.
@@ -57,6 +91,10 @@ class WarpedDataset(CheckedDataset):
     mosaic takes them for squares. `ratio_pad` holds the gain of each side, so upstream maps boxes back exactly.
     """
 
+    def __init__(self, *args: Any, rect: bool = False, **kwargs: Any) -> None:
+        """Set up as upstream does, `rect` aside: there is one shape."""
+        super().__init__(*args, rect=False, **kwargs)
+
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
     ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
@@ -70,12 +108,19 @@ class SSDDataset(CheckedDataset):
 
     Images are loaded as they are, those larger than twice the input reduced to that: a crop stays sharp, and the canvas
     of the largest expansion stays within memory whatever the photograph. The resize comes last.
-
-    Attributes:
-        warp: stretch to the input's square; else pad to it.
     """
 
-    warp = False
+    def __init__(self, *args: Any, warp: bool, rect: bool = False, **kwargs: Any) -> None:
+        """Set up as upstream does, `rect` aside: there is one shape.
+
+        Args:
+            *args: upstream's.
+            warp: stretch to the input's square; else pad to it.
+            rect: passed over.
+            **kwargs: upstream's.
+        """
+        self.warp = warp
+        super().__init__(*args, rect=False, **kwargs)
 
     def load_image(
         self, i: int, rect_mode: bool = True, resize_short: bool = False
@@ -97,53 +142,37 @@ class SSDDataset(CheckedDataset):
         )
 
 
-def build(
-    make: Callable[[Any], YOLODataset], source: str | list[str] | None, args: Any, *, warp: bool, ssd: bool = False
-) -> YOLODataset:
-    """Build a data set as upstream does, and make it one of ours where that is asked for.
+def build(source: str | list[str] | None, args: Any, *, warp: bool, ssd: bool = False, **upstreams: Any) -> YOLODataset:
+    """Build one of these data sets as upstream's `build_yolo_dataset` builds its own.
 
     Args:
-        make: builds upstream's from `source` and `args`.
         source: folders or lists of images, as `data` names them; None where it names none.
-        args: upstream's arguments; `cache` is read.
+        args: upstream's arguments.
         warp: stretch images to the input's square. Batches are never rectangular then.
         ssd: SSD's augmentation. Batches are never rectangular then.
+        **upstreams: what else that function takes: `data`, `batch`, `mode`, `rect`, `stride`, `fraction`.
 
     Raises:
         ValueError: `classes` names one that the data has not; upstream would drop every label. Or a cache of labels is
             more than data.
     """
-    with suppress(FileNotFoundError):  # no images: upstream says so
-        check_label_caches(image_files(source or []))
-    if not (warp or ssd):
-        dataset = _made(make, source)
-        if type(dataset) is YOLODataset:  # upstream has others, for other tasks
-            dataset.__class__ = CheckedDataset
-        _check_labels(dataset, args)
-        return dataset
-    # Cached images are resized ones: they have to be loaded our way.
-    with override_configs(args, {"cache": False, "rect": False}):
-        dataset = _made(make, source)
+    kind: Any = partial(SSDDataset, warp=warp) if ssd else WarpedDataset if warp else CheckedDataset
+    dataset: YOLODataset = _building(kind)(args, source, **upstreams)
     _check_labels(dataset, args)
-    dataset.rect = False  # upstream's trainer asks for it whatever `args` say
-    dataset.__class__ = SSDDataset if ssd else WarpedDataset
-    dataset.warp = warp
-    dataset.transforms = dataset.build_transforms(hyp=copy(args))
-    cache = args.cache.lower() if isinstance(args.cache, str) else "ram" if args.cache else None
-    dataset.cache = cache
-    if (cache == "ram" and dataset.check_cache_ram()) or (cache == "disk" and dataset.check_cache_disk()):
-        dataset.cache_images()
     return dataset
 
 
-def _made(make: Callable[[Any], YOLODataset], source: Any) -> YOLODataset:
-    """Build upstream's, again where another process put a cache of labels aside while this one meant to do so."""
-    try:
-        return make(source)
-    except FileNotFoundError as error:
-        if not str(error.filename).endswith(".cache"):
-            raise
-        return make(source)
+def _building(kind: Any) -> Any:
+    """Return upstream's builder with `kind` for its `YOLODataset`; its classes for other tasks stay.
+
+    The function is a new one over upstream's code, with a dictionary of globals of its own: upstream's own function and
+    module are left as they are.
+    """
+    stock = build_yolo_dataset
+    names = {**stock.__globals__, "YOLODataset": kind}
+    built = FunctionType(stock.__code__, names, stock.__name__, stock.__defaults__, stock.__closure__)
+    built.__kwdefaults__ = stock.__kwdefaults__
+    return built
 
 
 def _check_labels(dataset: YOLODataset, args: Any) -> None:

@@ -15,8 +15,8 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
     """List the images that `source` means, as Ultralytics would find them.
 
     Args:
-        source: a folder, searched at every depth; an image; a .txt of paths, those with "./" relative to the file; or
-            several of these.
+        source: a folder, searched at every depth; an image; any other file, a list of paths, those with "./" relative
+            to it; or several of these.
 
     Returns:
         Absolute paths in sorted order, each once.
@@ -26,23 +26,42 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
         ValueError: a folder holds a link that leads back to it.
     """
     several: Sequence[str | Path] = [source] if isinstance(source, str | Path) else source
-    found: list[str] = []
-    for each in several:
-        path = Path(each)
-        if path.is_dir():
-            refuse_loops(path)
-            files = glob.glob(str(Path(glob.escape(str(path))) / "**" / "*.*"), recursive=True)
-        elif path.suffix == ".txt" and path.is_file():
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            files = [str(path.parent / line) if line.startswith("./") else line for line in map(str.strip, lines)]
-        elif path.is_file():
-            files = [str(path)]
-        else:
-            raise FileNotFoundError(f"there is no '{each}'. Give a folder of images or a .txt of paths")
-        found += [file for file in files if file.rpartition(".")[-1].lower() in IMG_FORMATS]
+    found = [file for each in several for file in named_images(each)]
     if not found:
         raise FileNotFoundError(f"images: none in '{source}'. Expected .jpg, .png or the like")
     return sorted({os.path.abspath(file) for file in found})
+
+
+def named_images(source: str | Path) -> list[str]:
+    """List images by the names that Ultralytics opens them by: as they stand in a list, or as a folder's search gives.
+
+    Args:
+        source: one of those of `image_files`.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a file that is neither an image nor text.
+        ValueError: a folder holds a link that leads back to it.
+    """
+    path = Path(source)
+    if path.is_dir():
+        refuse_loops(path)
+        files = glob.glob(str(Path(glob.escape(str(path))) / "**" / "*.*"), recursive=True)
+    elif not path.is_file():
+        raise FileNotFoundError(f"there is no '{source}'. Give a folder of images or a list of paths")
+    elif _is_image(path.name):
+        files = [str(path)]
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except UnicodeDecodeError as error:
+            raise FileNotFoundError(f"images: '{source}' is no list of paths, which is text in UTF-8") from error
+        here = f"{path.parent}{os.sep}"
+        files = [line.replace("./", here, 1) if line.startswith("./") else line for line in map(str.strip, lines)]
+    return [file.replace("/", os.sep) for file in files if _is_image(file)]
+
+
+def _is_image(file: str) -> bool:
+    return file.rpartition(".")[-1].lower() in IMG_FORMATS
 
 
 def refuse_loops(folder: str | Path) -> None:

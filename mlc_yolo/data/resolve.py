@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from mlc_yolo.data import demo
-from mlc_yolo.data.data_yaml import check_settings
+from mlc_yolo.data.data_yaml import SPLITS, check_settings, image_paths
 from mlc_yolo.resources import resource_dir
 
 DEFAULT = "demo.yaml"
@@ -30,17 +30,17 @@ MANIFEST = "manifest.json"
 ABANDONED = 3600.0  # s; an unfinished folder this old belongs to a process that was killed
 
 
-def resolve_data(data: str | Path | None, *, split: str = "val") -> str:
+def resolve_data(data: str | Path | None, *, split: str | None = None) -> str:
     """Find the data set that a `data=` argument means, and draw it first if it is a drawn one.
 
     Args:
         data: an existing path; the name of a YAML in our `datasets/` folder, with or without ".yaml"; None for the demo
             set, which is said in the log; or anything else that Ultralytics knows.
-        split: the split that will be read beside "train".
+        split: the split that will be read beside "train"; default "val".
 
     Returns:
-        What to hand to Ultralytics: the absolute path of a drawn set's data.yaml, the path of one of our YAMLs, or
-        `data` itself.
+        What to hand to Ultralytics: the absolute path of a drawn set's data.yaml, the path of one of our YAMLs, that
+        of a YAML fetched from an address, or `data` itself.
 
     Raises:
         ValueError: a YAML names a generator that does not exist or gives it wrong parameters, or holds what
@@ -61,6 +61,14 @@ def resolve_data(data: str | Path | None, *, split: str = "val") -> str:
         data = resource_dir("datasets") / DEFAULT
     if not isinstance(data, str | os.PathLike) or "\0" in str(data):
         raise TypeError(f"data={data!r} ({type(data).__name__}) must be the path of a data YAML.")
+    data = str(data).strip()  # as upstream reads it
+    if data.lower().startswith(("http://", "https://")):
+        from ultralytics.utils import clean_url
+        from ultralytics.utils.checks import check_file
+
+        if Path(clean_url(data)).suffix.lower() not in {".yaml", ".yml"}:
+            return data
+        data = str(check_file(data))
     path = Path(data)
     if not path.exists() and path.name == str(data):  # a bare name
         ours = resource_dir("datasets") / (path.name if path.suffix else f"{path.name}.yaml")
@@ -77,8 +85,40 @@ def resolve_data(data: str | Path | None, *, split: str = "val") -> str:
             return str(path)
         if "generator" in settings:
             return str(generated(demo_spec(settings, path)))
-        check_settings(settings, settings_file, split=split)
+        check_settings(settings, settings_file, split=split or "val")
     return str(path)
+
+
+def resolve_for_upstream(data: str | Path | None, *, split: str | None = None) -> str:
+    """Find a data set as `resolve_data` does, for what has plain Ultralytics open it: its caches are looked at as well.
+
+    Args:
+        data: as for `resolve_data`; a folder of folders of images, for classification.
+        split: as for `resolve_data`.
+
+    Returns:
+        As `resolve_data`.
+
+    Raises:
+        ValueError: as for `resolve_data`, or a cache of labels that is more than data.
+        TypeError: no path.
+        OSError: the cache folder cannot be written.
+    """
+    from ultralytics.utils import YAML
+
+    from mlc_yolo.data.label_cache import check_cache, check_label_caches
+
+    found = resolve_data(data, split=split)
+    settings_file = _settings_file(Path(found))
+    if settings_file is not None:
+        settings = YAML.load(settings_file)
+        folders = ("labels", str(settings.get("masks_dir") or "masks"), "depth")
+        for key in SPLITS:
+            check_label_caches(image_paths(settings, settings_file, key), folders)
+    elif os.path.isdir(found):
+        for folder in Path(found).iterdir():
+            check_cache(folder.with_suffix(".cache"))
+    return found
 
 
 def _settings_file(path: Path) -> Path | None:

@@ -21,7 +21,6 @@ from ultralytics.data.augment import Compose, LetterBox, RandomFlip, RandomPersp
 from ultralytics.utils import LOCAL_RANK, LOGGER
 
 from mlc_yolo.data.datasets import CheckedDataset
-from mlc_yolo.data.label_cache import check_cache
 from mlc_yolo.data.listing import image_files
 
 #: Chances and ranges of the strong view; rectangles are shares of the image's area.
@@ -102,20 +101,28 @@ class UnlabeledDataset(CheckedDataset):
             ValueError: the cache is more than data.
         """
         self.get_label_files()
+        found = len(self.im_files)
         file = Path(self.im_files[0]).parent.with_suffix(".unlabeled.cache")
-        check_cache(file)
-        unreadable = f"{self.prefix}none of {len(self.im_files)} images can be read"
-        try:
-            cache, known = self._load_or_scan_cache(file, self.get_cache_hash())
-        except ValueError as error:  # of 8.4.170, which takes them for images without labels
-            raise RuntimeError(unreadable) from error
+        cache, known = self._load_or_scan_cache(file, self.get_cache_hash())
         if known and cache["msgs"] and LOCAL_RANK in {-1, 0}:  # what a scan has said already
             LOGGER.info("\n".join(cache["msgs"]))
         labels: list[dict[str, Any]] = cache["labels"]
         if not labels:
-            raise RuntimeError(unreadable)
+            raise RuntimeError(self._unreadable())
         self.im_files = [label["im_file"] for label in labels]
+        self.say_left_out(found - len(labels), found)
         return labels
+
+    def cache_labels(self, path: Path) -> dict[str, Any]:
+        """Check the images; see `get_labels`."""
+        try:
+            checked: dict[str, Any] = super().cache_labels(path)
+        except ValueError as error:  # of 8.4.170, which takes them for images without labels
+            raise RuntimeError(self._unreadable()) from error
+        return checked
+
+    def _unreadable(self) -> str:
+        return f"{self.prefix}none of {len(self.im_files)} images can be read"
 
     def build_transforms(self, hyp: Any) -> Compose:
         """Return the geometry of the run's options, then the two views."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, get_save_dir
-from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.checks import check_imgsz
@@ -228,8 +226,10 @@ def open_split(model: MLCYOLO, data: str | Path | None, stock: dict[str, Any], *
     if args.single_cls:
         found["names"], found["nc"] = {0: net.names[0]}, 1
     check_classes(found, net.names)
-    plain = partial(build_yolo_dataset, args, batch=1, data=found, mode="val", stride=stride)
-    return Split(args, found, build(plain, found[args.split], args, warp=wants_warp(resize, net)))
+    dataset = build(
+        found[args.split], args, warp=wants_warp(resize, net), data=found, batch=1, mode="val", stride=stride
+    )
+    return Split(args, found, dataset)
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,14 @@
 | `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |
 | `load_image(i)` brings the long side to `imgsz`; with `rect_mode=False`, both sides | data sets |
 | `labels[i]["shape"]` is the image's (H, W) while `rect` is off | data sets |
-| a built `YOLODataset` may change class: `transforms` and cached images are made by calls | data sets |
+| `build_yolo_dataset` makes a dataset by its global name `YOLODataset`, whatever that is | data sets |
+| `DetectionTrainer.build_dataset` and `DetectionValidator`'s call it with these arguments | data sets |
+| a `YOLODataset` makes its `transforms` and cached images by methods that a subclass may replace | data sets |
+| `get_labels` sets `im_files` to those it keeps, of all found; it opens caches by `_load_or_scan_cache` | data sets |
 | a sample's transforms see `img` in BGR, `cls` (M, 1) and `instances`; `Format` comes last | SSD's augmentation |
-| `override_configs` puts back what it overrode | data sets |
 | a `YOLODataset` finds and checks its images by hooks, `get_img_files` to `scan_summary` | images without labels |
 | `_load_or_scan_cache(path, hash)` gives (cache, known), the cache with `labels` and `msgs` | images without labels |
+| ... where there is none it is what `cache_labels(path)` gives | caches of labels |
 | a detection dataset has `labels[i]["cls"]`; its samples carry `ori_shape` and `ratio_pad` | assignments |
 | `read_results_csv` fills the checkpoint's `train_results` | trainer |
 | `Model._new` builds from a YAML; `train` leaves the building to the trainer while `ckpt` is None | model: detectors |
@@ -54,6 +57,9 @@
 | ... which draws from `generator`; `_next_index` of torch's iterator passes over a batch | exact resume |
 | `buffer` lists the images that mosaics choose from; `load_image(i)` appends to it | exact resume |
 | `load_checkpoint` opens what `check_file` and `attempt_download_asset` make of a name | safe load |
+| `check_suffix` reads `clean_url(name)`'s last suffix, and takes an empty one for any | safe load |
+| `export_formats()["Suffix"]` lists what exported models end in | safe load |
+| `TorchVision` rows are (width, name, weights, ...); weights left out are fetched | model YAMLs |
 | `check_resume` goes on from the file given if it exists, else from `get_latest_run()` | safe load |
 | `parse_model` evaluates `activation`; layers are names of `nn`, `torchvision.ops` or its own module | safe load |
 | `Model._load` sets `model`, `ckpt`, `task`, `overrides`, `ckpt_path` and `model_name` | model: files without pickles |

@@ -35,8 +35,23 @@ class DurableTrainer(DetectionTrainer):
     _put_off = 0  # batches by which a resumed run's first step is put off: upstream counts as if one had just been
     _resumed: dict[str, Any] | None = None  # what last.pt keeps as `resume`, until the first epoch begins
 
+    def _do_train(self) -> None:
+        """Train as upstream does; a run that was killed once all epochs were saved is only brought to its end."""
+        try:
+            super()._do_train()
+        except _Over:
+            LOGGER.info(f"All {self.epochs} epochs are done: finishing {self.last}")
+            self.epoch = self.epochs - 1
+            self.final_eval()
+            if RANK in {-1, 0}:
+                if self.args.plots:
+                    self.plot_metrics()
+                self.run_callbacks("on_train_end")
+
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as upstream does, then put back what it does not keep."""
+        if self.resume and ckpt is not None and exact_resume.STUDENT in ckpt and ckpt["epoch"] + 1 >= self.epochs:
+            raise _Over
         super().resume_training(ckpt)
         if ckpt is None or not self.resume:
             return
@@ -160,9 +175,12 @@ class DurableTrainer(DetectionTrainer):
         """Strip the checkpoints and validate best.pt as upstream does, but every file in one step."""
         with torch_distributed_zero_first(LOCAL_RANK):
             if RANK in {-1, 0}:
-                results = _strip(self.last, {}) if self.last.exists() else None
+                # last.pt comes last: while it is whole, the run can be resumed to be brought to its end.
+                results = _read(self.last).get("train_results") if self.last.exists() else None
                 if self.best.exists():
                     _strip(self.best, {"train_results": results})
+                if self.last.exists():
+                    _strip(self.last, {})
         if not self.best.exists():
             return
         LOGGER.info(f"\nValidating {self.best}...")
@@ -181,8 +199,8 @@ def _read(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _strip(file: Path, updates: dict[str, Any]) -> Any:
-    """Strip a checkpoint as upstream does, and of what only resuming needs; return its `train_results`."""
+def _strip(file: Path, updates: dict[str, Any]) -> None:
+    """Strip a checkpoint as upstream does, and of what only resuming needs."""
     resuming = (exact_resume.STUDENT, exact_resume.RESUME)
     with _Staging(file.parent) as staging:
         staged = staging / file.name
@@ -193,7 +211,10 @@ def _strip(file: Path, updates: dict[str, Any]) -> Any:
         weights_file.save(file.with_suffix(weights_file.SUFFIX), stripped["model"], stripped["train_args"])
     except ValueError as error:  # layers of the user's own; the checkpoint is there
         LOGGER.warning(str(error))
-    return stripped.get("train_results")
+
+
+class _Over(Exception):
+    """Raised where a run would resume of which every epoch is done."""
 
 
 class _Staging:

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import nn
 from ultralytics.data.build import InfiniteDataLoader
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import unwrap_model
 
 __all__ = [
@@ -126,12 +127,19 @@ def draws(loader: Any) -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss),
         "torch": torch.get_rng_state(),
         "loader": loader.place(),
+        "images": len(loader.dataset),
         "mosaic": [int(index) for index in getattr(loader.dataset, "buffer", ())],
     }
 
 
 def redraw(state: dict[str, Any], loader: Any) -> None:
-    """Put the states back that `draws` returned, before the first batch is drawn."""
+    """Put the states back that `draws` returned, before the first batch is drawn.
+
+    Where images have come or gone since, they stand for other ones: the run goes on with other draws, and says so.
+    """
+    if (images := state.get("images", len(loader.dataset))) != len(loader.dataset):
+        LOGGER.warning(f"{images} images were trained on, now there are {len(loader.dataset)}: other ones are drawn")
+        return
     if state["mosaic"]:  # images that mosaics choose from, in the order in which they came
         loader.dataset.buffer.clear()
         for index in state["mosaic"]:

@@ -13,8 +13,11 @@ from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
+from ultralytics.utils.checks import check_yaml
+from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.data.fonts import provide_fonts
+from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 from mlc_yolo.detectors.config import bundled, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
@@ -74,9 +77,13 @@ class MLCYOLO(YOLO):
             super().__init__(model, task=task, verbose=verbose)
         except NotImplementedError as error:  # a YAML whose head upstream cannot place
             raise TypeError(_expected(model, "of another family")) from error
+        except KeyError as error:  # a YAML without layers
+            raise ValueError(
+                f"model={model} has no {error}: expected a model, such as model=yolo11n.pt or a model YAML. Is it the "
+                "YAML of a data set? That is data=..."
+            ) from error
         except FileNotFoundError as error:
-            near = get_close_matches(Path(str(model)).name, bundled(), n=3)
-            if near:
+            if near := _near(Path(str(model))):
                 raise FileNotFoundError(f"no model '{model}'. Did you mean {' or '.join(near)}?") from error
             raise
         if not isinstance(self, MLCYOLO):  # upstream swaps the class for families of its own
@@ -150,6 +157,9 @@ class MLCYOLO(YOLO):
             TypeError: an option of the wrong type, or a head that cannot carry the IoU channel.
             SyntaxError: an unknown argument.
         """
+        provide_fonts()
+        if kwargs.get("resume") is True:
+            self._refuse_finished()
         custom = None
         if callable(kwargs.get("assigner")):
             custom = kwargs.pop("assigner")
@@ -164,18 +174,22 @@ class MLCYOLO(YOLO):
                 if isinstance(kwargs.get(name), str | Path):
                     file = safe_load.resumed(kwargs[name]) if name == "resume" else kwargs[name]
                     safe_load.check(file, trust=self.trust)
+            if kwargs.get("data") is not None:
+                kwargs["data"] = resolve_for_upstream(kwargs["data"], split=kwargs.get("split"))
             return super().train(trainer, **kwargs)
 
         self._refuse_misfits(ours, kwargs)
         kwargs.update(ours)
         if kwargs.get("cfg"):
+            kwargs.setdefault("trust", self.trust)  # which the file is not asked for
             kwargs.setdefault("save_dir", None)  # of the run the file comes from, which must not be written over
             if not kwargs.get("data") and not YAML.load(kwargs["cfg"]).get("data"):
                 kwargs["data"] = resolve_data(None)
         elif not kwargs.get("resume"):
             data: Any = kwargs.get("data")
             several = isinstance(data, list | tuple)  # upstream fine-tunes on each in turn
-            kwargs["data"] = [resolve_data(each) for each in data] if several else resolve_data(data)
+            found = [resolve_data(each, split=kwargs.get("split")) for each in (data if several else [data])]
+            kwargs["data"] = found if several else found[0]
             if isinstance(self.model, DetectorModel) and self.model.kind == "rpn" and not kwargs.get("single_cls"):
                 refuse_classes(kwargs["data"] if several else [kwargs["data"]])
         chosen = trainer or self._smart_load("trainer")
@@ -191,10 +205,12 @@ class MLCYOLO(YOLO):
         Returns:
             The metrics object.
         """
+        provide_fonts()
         ours = self._prepared(kwargs)
         kwargs = {**options.split(kwargs)[1], **ours}
         if kwargs.get("data") is not None:
-            kwargs["data"] = resolve_data(kwargs["data"])
+            resolve = resolve_data if self.task == "detect" else resolve_for_upstream
+            kwargs["data"] = resolve(kwargs["data"], split=kwargs.get("split"))
         elif self.task == "detect" and not self.overrides.get("data"):
             kwargs["data"] = resolve_data(None)
         return super().val(validator, **kwargs)
@@ -226,6 +242,8 @@ class MLCYOLO(YOLO):
         """
         self._prepared(kwargs)
         _, stock = options.split(kwargs)
+        if stock.get("data") is not None:  # images to calibrate by
+            stock["data"] = resolve_for_upstream(stock["data"], split=stock.get("split"))
         target = str(stock.get("format", "")).lower()
         if isinstance(self.model, DetectorModel) and (target in {"stock", *NEEDS_STOCK} or stock.get("dynamic")):
             asked = "dynamic=True" if stock.get("dynamic") else f"format={target}"
@@ -255,7 +273,15 @@ class MLCYOLO(YOLO):
         """Benchmark export formats as upstream does; `data` left out means the demo set."""
         self._prepared(kwargs)
         _, stock = options.split(kwargs)
-        return super().benchmark(data=resolve_data(data), format=format, verbose=verbose, **stock)
+        return super().benchmark(data=resolve_for_upstream(data), format=format, verbose=verbose, **stock)
+
+    def track(self, source: Any = None, stream: bool = False, persist: bool = False, **kwargs: Any) -> Any:
+        """Track as upstream does; a checkpoint that the tracker's YAML names is looked at first."""
+        if kwargs.get("tracker"):
+            named = YAML.load(check_yaml(kwargs["tracker"])).get("model")
+            if isinstance(named, str) and named != "auto":
+                safe_load.check(named, trust=self.trust)
+        return super().track(source, stream, persist, **kwargs)
 
     def assignments(self, **kwargs: Any) -> list[Path]:
         """Draw which anchors each task trains as positive, under two assigners side by side.
@@ -324,6 +350,17 @@ class MLCYOLO(YOLO):
         super().load(weights)
         return self
 
+    def _refuse_finished(self) -> None:
+        """Refuse to resume what upstream would start anew."""
+        ckpt = self.ckpt or {}
+        if ckpt.get("epoch", -1) < 0 or ckpt.get("optimizer") is None:
+            ended = "the training it is from has ended" if ckpt else "it is no checkpoint"
+            raise ValueError(
+                f"resume=True: '{self.ckpt_path or self.overrides.get('model')}' cannot be resumed, {ended}. Give the "
+                "last.pt of an interrupted run, such as model=runs/detect/train/weights/last.pt. To train a finished "
+                "model further leave resume out, and say data= and epochs="
+            )
+
     def _config(self) -> dict[str, Any]:
         """Return a ported detector's configuration as its YAML has it, or as its checkpoint does."""
         return (find_config(self.cfg) if self.cfg else None) or self.model.yaml
@@ -384,6 +421,12 @@ class MLCYOLO(YOLO):
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")
         return origin.with_name(f"{origin.stem}_stock.pt")
+
+
+def _near(path: Path) -> list[str]:
+    """Return names like that of a model which is not there: of ours, of Ultralytics and of files beside it."""
+    beside = [each.name for each in path.parent.glob("*") if each.suffix in {".pt", ".yaml", ".onnx", ".safetensors"}]
+    return get_close_matches(path.name, [*beside, *bundled(), *GITHUB_ASSETS_NAMES], n=3, cutoff=0.75)
 
 
 def _expected(model: Any, got: str) -> str:

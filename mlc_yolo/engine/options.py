@@ -141,7 +141,7 @@ def warmup_epochs(warmup: float | None, assigner: str | None, epochs: int) -> in
         raise ValueError(
             f"assigner_warmup={warmup:g} must end before the run of epochs={epochs}: "
             f"{repr(assigner) if assigner else 'the assigner'} would never train. "
-            f"Give fewer epochs, or a fraction below 1 such as assigner_warmup=0.4."
+            f"Give a shorter warm-up or more epochs; or a fraction below 1, such as assigner_warmup=0.4."
         )
     return length
 

@@ -3,14 +3,11 @@
 A .pt is a pickle, and a pickle may call anything. Ultralytics opens it unrestricted, in several places. So every file
 that reaches Ultralytics through this package is read here first:
 
-1. `torch.load(weights_only=True)` reads it, with an allow-list of the classes that checkpoints are made of: modules of
-   torch.nn, torchvision, Ultralytics and this package, and the data types named below.
-2. Each of them is replaced by a stand-in that holds a state and does nothing: no constructor, no `__setstate__`, no
-   function runs. A class that the file calls, instead of filling it in as pickled modules are, is refused: some
-   constructors evaluate what they are given, those of Ultralytics' models among them.
+1. `torch.load(weights_only=True)` reads it, with an allow-list of the classes that checkpoints are made of.
+2. Each of them is replaced by a stand-in that holds what it was given and does nothing; see `engine.stand_ins`.
 3. The model's YAML in the file is read as Ultralytics does when it rebuilds the model, for then it evaluates the entry
-   `activation` and calls the layers by name. So is the data set it names: one on another machine may name a program
-   to run, and resuming would fetch it.
+   `activation` and calls the layers by name. Where it would open another file instead, the file is refused.
+4. So it is for a data set on another machine: it may name a program to run, and resuming would fetch it.
 
 What is refused is named, before anything runs. The promise ends where others may write: a file that is exchanged
 between this reading and Ultralytics' own is not noticed.
@@ -18,112 +15,43 @@ between this reading and Ultralytics' own is not noticed.
 
 from __future__ import annotations
 
-import ast
 import pickle
 import pickletools
-import sys
+import re
 import threading
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
-import torchvision
-from torch import nn
-from torchvision.models.detection._utils import BoxCoder
-from ultralytics.nn import distill_model, tasks
-from ultralytics.utils import SETTINGS, clean_url, loss, tal
+from ultralytics.nn import tasks
+from ultralytics.utils import SETTINGS, clean_url
 from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_model_file_from_stem
 from ultralytics.utils.downloads import attempt_download_asset
 from ultralytics.utils.files import get_latest_run
 
-from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.heads.dense import LossRecipe
-from mlc_yolo.heads.iou_aware import IoUAwareDetect
+from mlc_yolo.engine import model_yaml
+from mlc_yolo.engine.stand_ins import Held, Refused, StandIn, stand_in
 
-__all__ = ["RefusedCheckpoint", "check", "check_yaml", "load_checkpoint", "resumed"]
+__all__ = ["RefusedCheckpoint", "check", "check_description", "load_checkpoint", "resumed"]
 
-#: Packages whose `nn.Module` classes are allowed.
-_PACKAGES = (
-    *("torch.nn.modules", "torchvision.models", "torchvision.ops", "torchvision.transforms"),
-    *("ultralytics.nn.modules", tasks.__name__, distill_model.__name__, loss.__name__, tal.__name__),
-    *(module.__module__.rpartition(".")[0] for module in (DetectorModel, IoUAwareDetect)),
-)
-#: Modules of which other classes are allowed too: they are filled in as data, by pickle itself.
-_DATA_MODULES = (
-    *(distill_model.__name__, loss.__name__, tal.__name__, LossRecipe.__module__, BoxCoder.__module__),
-    "torchvision.transforms.transforms",
-)
-#: Names of released checkpoints that Ultralytics reads as other classes.
-_ALIASES = (
-    *("ultralytics.nn.modules.block.Silence", "ultralytics.nn.tasks.YOLOv10DetectionModel"),
-    "ultralytics.utils.loss.v10DetectLoss",
-)
 #: What files of tensors name beside the types and functions of `torch`, and its `_rebuild_` functions.
 _TENSORS = ("collections.OrderedDict", "torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter")
+#: Entries that Ultralytics opens as a file where they are a name.
+_YAML, _MODELS = "yaml", ("teacher_model", "student_model")
+#: Suffixes of what no checkpoint is, beside those of exported models.
+_OTHER_KINDS = ("yaml", "yml", "safetensors", "pth", "mlmodel")
+#: An address on another machine, as what fetches data reads it; a drive's letter is none.
+_ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
+_PLATFORM_DATA = re.compile(r"ul://[^/\s]+/datasets/[^/\s]+")
 _LOCK = threading.Lock()  # torch keeps its allow-list for the whole process
 
 
 class RefusedCheckpoint(ValueError):
     """A checkpoint that holds more than weights and known classes."""
-
-
-class _Refused(Exception):
-    """Raised within torch's reader; not an `UnpicklingError`, which it would dress up."""
-
-
-class _StandIn(type):
-    """Makes classes that stand for an allowed one; `accepts` says which arguments it may be called with, if any."""
-
-    accepts: Callable[..., bool] | None
-
-    def __call__(cls, *args: Any) -> Any:
-        if cls.accepts is None or not cls.accepts(*args):
-            shown = ", ".join(repr(arg) if isinstance(arg, str | int) else type(arg).__name__ for arg in args)
-            raise _Refused(f"a call of {cls.__name__}({shown[:80]})")
-        return type.__call__(cls, *args)
-
-
-class _Held(metaclass=_StandIn):
-    """An object of the checkpoint while it is looked at."""
-
-    accepts = None
-    state: Any = None
-
-    def __new__(cls, *_: Any) -> _Held:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        if type(self).__name__ == "numpy.dtype" and any(part is not None for part in state[2:5]):
-            raise _Refused("a numpy.dtype of several fields")
-        self.state = state
-
-
-def _is_bound_forward(owner: Any, name: str) -> bool:
-    """Whether `getattr(owner, name)` is a layer's `forward`, as fused models hold it."""
-    of_layer = isinstance(owner, _Held | _StandIn)
-    return of_layer and name.startswith("forward") and name.isidentifier()
-
-
-def _is_number(kind: Any, *_: Any) -> bool:
-    return isinstance(kind, str) and kind.lstrip("<>=|")[:1] in tuple("?bBiuf")
-
-
-def _are_texts(*parts: Any) -> bool:
-    return all(isinstance(part, str) for part in parts)
-
-
-#: Allowed types that are no modules -> what they may be called with.
-_DATA: dict[str, Callable[..., bool]] = {
-    "builtins.getattr": _is_bound_forward,
-    "numpy.dtype": _is_number,
-    **{f"numpy.{core}.multiarray.scalar": lambda kind, content: True for core in ("core", "_core")},
-    **{f"{module}.{kind}Path": _are_texts for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")},
-    **{f"ultralytics.{place}.IterableSimpleNamespace": lambda: True for place in ("utils", "yolo.utils")},
-    "torchvision.transforms.functional.InterpolationMode": _are_texts,
-}
 
 
 def check(file: str | Path, *, trust: bool = False) -> None:
@@ -133,30 +61,32 @@ def check(file: str | Path, *, trust: bool = False) -> None:
 
     Args:
         file: .pt file by path, by URL or by the name of an official model, which is then downloaded as Ultralytics
-            would. Any other file is left alone.
+            would. Any other file is looked at too, unless its suffix tells that it is of another kind.
         trust: do not look: the file may run anything.
 
     Raises:
         RefusedCheckpoint: it asks for something that no checkpoint needs; the message names it.
         ValueError: it cannot be read.
     """
-    name = str(check_model_file_from_stem(str(file).strip()))
-    if trust or name.lower().endswith((".yaml", ".yml")):
+    name = str(file).strip()
+    if trust or _is_of_another_kind(name):
         return
     if _is_remote(name):
         name = str(check_file(name, download_dir=SETTINGS["weights_dir"]))
-    if clean_url(name).rpartition(".")[-1].lower().strip() != "pt":  # as upstream reads suffixes
+    name = str(check_model_file_from_stem(name))
+    if _is_of_another_kind(name):
         return
-    path = Path(attempt_download_asset(name))
+    opened = _suffixes(name) & {"", "pt"}  # else Ultralytics refuses it: nothing is looked for elsewhere
+    path = Path(attempt_download_asset(name) if opened else name)
     if not path.is_file():
         return
     named = set(_names(path))
-    stand_ins = {each: made for each in named if (made := _stand_in(each)) is not None}
+    stand_ins = {each: made for each in named if (made := stand_in(each)) is not None}
     try:
         found = _read(path, stand_ins)
         _refuse_programs(found, set())
-        _refuse_remote_data(found)
-    except _Refused as refused:
+        _refuse_remote_data(found.get("train_args") if isinstance(found, dict) else None)
+    except Refused as refused:
         raise _refusal(path, str(refused)) from None
     except pickle.UnpicklingError as error:
         unknown = sorted(each for each in named if each not in stand_ins and not _is_torchs(each))
@@ -186,20 +116,25 @@ def load_checkpoint(file: str | Path, *, trust: bool = False) -> tuple[Any, dict
     return model, checkpoint
 
 
-def check_yaml(config: Any, file: str | Path) -> None:
-    """Refuse a model's YAML that is more than data.
+def check_description(config: Any, arguments: Any, file: str | Path) -> None:
+    """Refuse what tells of a model in a file without pickles, where it is more than data.
 
     Args:
-        config: its content.
-        file: where it comes from, for the message.
+        config: the model's YAML.
+        arguments: those of its run, by name.
+        file: where they come from, for the message.
 
     Raises:
-        RefusedCheckpoint: building it would run something.
+        RefusedCheckpoint: building the model, going on with the run or validating would run or fetch something.
+        TypeError: the YAML is no dict; Ultralytics would take a text for the name of a file.
     """
+    if not isinstance(config, dict):
+        raise TypeError(f"its YAML is {config!r}")
     try:
         _refuse_programs(config, set())
-    except _Refused as refused:
-        raise _refusal(Path(file), str(refused)) from None
+        _refuse_remote_data(arguments)
+    except Refused as refused:
+        raise _refusal(Path(file), str(refused), advice="") from None
 
 
 def resumed(resume: Any) -> str:
@@ -213,13 +148,32 @@ def resumed(resume: Any) -> str:
 
 
 def _is_remote(name: Any) -> bool:
-    return str(name).lower().startswith(REMOTE_FILE_PREFIXES)
+    return str(name).strip().lower().startswith(REMOTE_FILE_PREFIXES)
 
 
-def _refusal(path: Path, what: str) -> RefusedCheckpoint:
+def _suffixes(name: str) -> set[str]:
+    """Return the suffixes that Ultralytics may read in a name: as it stands, and as a URL without its query."""
+    return {read.rpartition(".")[-1].lower().strip() for read in (name, clean_url(name))}
+
+
+def _is_of_another_kind(name: str) -> bool:
+    return _suffixes(name) <= {*_OTHER_KINDS, *_exported()}
+
+
+@cache
+def _exported() -> frozenset[str]:
+    """Return the suffixes of exported models that are files."""
+    from ultralytics.engine.exporter import export_formats  # much is imported with it
+
+    return frozenset(suffix.rpartition(".")[-1] for suffix in export_formats()["Suffix"] if "." in suffix) - {"pt"}
+
+
+def _refusal(
+    path: Path, what: str, advice: str = ". If you trust whoever made it, give trust=True"
+) -> RefusedCheckpoint:
     return RefusedCheckpoint(
         f"{path} is refused: it holds {what}. A checkpoint is data, weights and known model classes; opening this one "
-        "could run a program. If you trust whoever made it, give trust=True"
+        f"could run a program{advice}"
     )
 
 
@@ -235,21 +189,6 @@ def _read(path: Path, stand_ins: dict[str, type]) -> Any:
         finally:
             torch.serialization.clear_safe_globals()
             torch.serialization.add_safe_globals(others)
-
-
-def _stand_in(name: str) -> type | None:
-    """Return what stands for an allowed class while a file is looked at; None if it is not allowed."""
-    if name in _DATA:
-        return _StandIn(name, (_Held,), {"accepts": staticmethod(_DATA[name])})
-    return _StandIn(name, (_Held,), {}) if name in _ALIASES or _is_allowed_class(name) else None
-
-
-def _is_allowed_class(name: str) -> bool:
-    module, _, attribute = name.rpartition(".")
-    found = getattr(sys.modules.get(module), attribute, None)  # nothing is imported because a file names it
-    if not isinstance(found, type) or not any(f"{module}.".startswith(f"{package}.") for package in _PACKAGES):
-        return False
-    return issubclass(found, nn.Module) or (module in _DATA_MODULES and found.__module__ == module)
 
 
 def _is_torchs(name: str) -> bool:
@@ -292,75 +231,59 @@ def _present(module: str = "", name: str = "") -> str:
 
 
 def _refuse_programs(held: Any, seen: set[int]) -> None:
-    """Refuse model YAMLs, anywhere in what was read, that Ultralytics would run something for.
+    """Refuse what Ultralytics would run something for, anywhere in what was read.
 
     Raises:
-        _Refused: there is one.
+        Refused: there is such a thing.
     """
     if id(held) in seen:
         return
     seen.add(id(held))
-    if isinstance(held, _Held):
-        _refuse_programs(held.state, seen)
-    elif isinstance(held, dict):
-        _check_yaml(held)
-        for value in held.values():
-            _refuse_programs(value, seen)
-    elif isinstance(held, list | tuple | set):
-        for value in held:
-            _refuse_programs(value, seen)
+    if isinstance(held, StandIn) and not held.__name__.startswith(("torch.nn.", "torchvision.ops.")):
+        raise Refused(f"{held.__name__} itself, where an object of it belongs")  # it could be called with anything
+    if isinstance(held, dict):
+        _check_entries(held)
+    inner = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple | set) else ()
+    own = getattr(held, "__dict__", None)  # of stand-ins the state, of tensors and ordered dicts what was added to them
+    for value in (*inner, own if isinstance(own, dict) else None):
+        _refuse_programs(value, seen)
 
 
-def _check_yaml(config: dict[Any, Any]) -> None:
-    """Refuse an activation that is not `nn.Name(literals)`, and layers that are no classes of layers.
+def _check_entries(held: dict[Any, Any]) -> None:
+    """Refuse a dict that would have Ultralytics run something if it is a model's YAML or an object's attributes.
 
     Raises:
-        _Refused: there is one.
+        Refused: it would.
     """
-    if config.get("activation") and not _is_activation(config["activation"]):
-        raise _Refused(f"a model YAML with activation: {str(config['activation'])[:80]}")
-    for part in ("backbone", "head"):
-        rows = config.get(part)
-        for row in rows if isinstance(rows, list | tuple) else ():
-            name = row[2] if isinstance(row, list | tuple) and len(row) == 4 else row
-            if not isinstance(name, str) or not _is_layer(name):
-                raise _Refused(f"a model YAML with the layer {str(name)[:80]}")
+    own = getattr(held, "__dict__", {})  # they could stand in for its methods
+    if set(own) - {"_metadata"}:
+        raise Refused(f"a dict with attributes of its own: {', '.join(map(str, own))}")
+    if program := model_yaml.program_in(held):
+        raise Refused(program)
+    config = held.get(_YAML)
+    if isinstance(config, dict):
+        for part in ("backbone", "head"):  # of the parser's rows, which other objects could give as well
+            if not isinstance(dict.get(config, part), list | tuple | str | None):
+                raise Refused(f"a model YAML whose {part} is no list")
+    elif config is not None:
+        raise Refused(f"a model whose YAML is {str(config)[:80]}")
+    for name in _MODELS:
+        if held.get(name) is not None and (not isinstance(held[name], Held) or held[name].accepts):
+            raise Refused(f"a {name} that is no model: {str(held[name])[:80]}")
 
 
-def _refuse_remote_data(checkpoint: Any) -> None:
+def _refuse_remote_data(arguments: Any) -> None:
     """Refuse arguments of a run that would have Ultralytics fetch a data YAML when the run goes on or is validated.
 
     Raises:
-        _Refused: they would.
+        Refused: they would.
     """
-    arguments = checkpoint.get("train_args") if isinstance(checkpoint, dict) else None
-    data = arguments.get("data") if isinstance(arguments, dict) else None
-    if _is_remote(data) and not str(data).lower().startswith("ul://"):  # Ultralytics' platform has no such YAMLs
-        raise _Refused(f"data to be fetched from {data}")
-
-
-def _is_activation(text: Any) -> bool:
-    try:
-        call = ast.parse(str(text).strip(), mode="eval").body
-        if not isinstance(call, ast.Call):
-            return False
-        for value in (*call.args, *(keyword.value for keyword in call.keywords)):
-            ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return False
-    place, _, name = ast.unparse(call.func).rpartition(".")
-    return place in {"nn", "torch.nn"} and _is_module(getattr(nn, name, None))
-
-
-def _is_layer(name: str) -> bool:
-    """Whether `parse_model` finds a class of layers under that name."""
-    if "nn." in name:
-        return _is_module(getattr(nn, name[3:], None))
-    if "torchvision.ops." in name:
-        return _is_module(getattr(torchvision.ops, name[16:], None))
-    found = vars(tasks).get(name)
-    return _is_module(found) and found.__module__.startswith("ultralytics.nn.modules.")
-
-
-def _is_module(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, nn.Module)
+    if arguments is None:
+        return
+    if not isinstance(arguments, dict):
+        raise Refused(f"arguments of a run that are no dict: {str(arguments)[:80]}")
+    data = arguments.get("data")
+    for each in data if isinstance(data, list | tuple) else [data]:
+        text = str(PurePosixPath(*each.given) if isinstance(each, Held) else each)
+        if _ADDRESS.match(text) and not _PLATFORM_DATA.fullmatch(text):  # Ultralytics' platform has no such YAMLs
+            raise Refused(f"data to be fetched from {text}")

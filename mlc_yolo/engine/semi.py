@@ -78,7 +78,7 @@ class SemiTrainer(MLCTrainer):
                     f"ssl_burn_in={ours['ssl_burn_in']:g} must end before the run of epochs={epochs}: "
                     "nothing would be learned without labels"
                 )
-            data = resolve_data(given.get("data"))
+            data = resolve_data(given.get("data"), split=given.get("split"))
             source = unlabeled_source(ours["unlabeled"], data)
             refuse_validation_images(image_files(source), data, str(given.get("split") or "val"))
             overrides = {**(overrides or {}), "data": data, "unlabeled": source}

@@ -35,6 +35,10 @@ COMPILE = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagr
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "project": (_is_path, "a folder"),
     "name": (_is_path, "a folder's name"),
+    "batch": (
+        lambda v: isinstance(v, int | float) and not isinstance(v, bool) and (v == -1 or v > 0),
+        "images per step, above 0; -1 or a fraction of the GPU's memory for AutoBatch",
+    ),
     "cache": (lambda v: isinstance(v, bool) or v in ("ram", "disk"), "True, False, ram or disk"),
     "compile": (lambda v: isinstance(v, bool) or v in COMPILE, f"True, False or one of {', '.join(COMPILE)}"),
     "classes": (lambda v: _is_whole(v) or _is_several(v, _is_whole), "class numbers, such as classes=[0,2]"),

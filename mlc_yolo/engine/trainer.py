@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn, optim
 from ultralytics.cfg import cfg2dict, get_cfg
+from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, clean_url
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
+from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.resolve import redraw_missing, resolve_data
 from mlc_yolo.detectors.config import find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
-from mlc_yolo.engine import options, safe_load
+from mlc_yolo.engine import model_yaml, options, safe_load
 from mlc_yolo.engine.checkpoint import load_stock_weights, wants_iou_channel, wants_warp, write_marker
 from mlc_yolo.engine.criterion import build_criterion
 from mlc_yolo.engine.detector_criterion import DetectorLoss
@@ -73,14 +74,16 @@ class MLCTrainer(DurableTrainer):
         overrides = dict(overrides or {})
         if assigner is not None:
             overrides["assigner"] = options.CUSTOM
-        base = {**options.defaults(), **_checked(cfg2dict(cfg))}
+        base = {**options.defaults(), **_checked(cfg2dict(cfg)), "trust": False}  # no file grants trust
         overrides = _checked(overrides)
         self.custom_assigner = assigner
-        trust = bool(overrides.get("trust", base["trust"]))
+        trust = bool(overrides.get("trust"))
         for name in ("pretrained", "distill_model"):
             _check(overrides.get(name, base.get(name)), trust)
         if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
-            overrides["data"] = resolve_data(overrides.get("data") or base.get("data"))
+            split = overrides.get("split") or base.get("split")
+            overrides["data"] = resolve_data(overrides.get("data") or base.get("data"), split=split)
+            _look_at_data(overrides["data"], split)
             # Older upstream versions hand a "session" over, which is no argument.
             run = get_cfg(base, {name: value for name, value in overrides.items() if name != "session"})
             self._refuse_missing_assigner(run.assigner)
@@ -132,7 +135,17 @@ class MLCTrainer(DurableTrainer):
                 f"this run trains with assigner={self.args.assigner}; it resumes with that, not with an assigner object"
             )
         redraw_missing(self.args.data)
-        self.args.data = resolve_data(self.args.data)
+        self.args.data = resolve_data(self.args.data, split=self.args.split)
+        if overrides.get("save_dir") is None:
+            self._stay_in_folder(Path(self.args.model))
+
+    def _stay_in_folder(self, last: Path) -> None:
+        """Go on writing where the checkpoint lies, whatever folder it names: the run may have been moved here."""
+        run = last.resolve().parent.parent
+        if last.parent.name != "weights":  # taken out of its run: what a new folder is made of
+            self.args.save_dir, self.args.exist_ok = None, False
+        else:
+            self.args.save_dir = str(run)
 
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
@@ -162,6 +175,7 @@ class MLCTrainer(DurableTrainer):
             name = "align_gain" if self.args.align_gain else "quality=centerness"
             raise ValueError(f"{name} is for the ported detectors (FCOS and the like), not for YOLO: leave it out")
         model = DetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
+        model.yaml = model_yaml.without_fetching(model.yaml)
         self.set_model_names_for_load(model)
         wanted = wants_iou_channel(None if quality is None else quality == "iou", weights)
         if wanted:
@@ -228,12 +242,17 @@ class MLCTrainer(DurableTrainer):
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
         """Build the data set as upstream does; of other images with `resize=warp` or `augment=ssd`."""
+        model = unwrap_model(self.model)
         return build(
-            partial(super().build_dataset, mode=mode, batch=batch),
             img_path,
             self.args,
-            warp=wants_warp(None, _trained(unwrap_model(self.model))),
+            warp=wants_warp(None, _trained(model)),
             ssd=self.args.augmentation == "ssd" and mode == "train",
+            data=self.data,
+            batch=batch,
+            mode=mode,
+            rect=mode == "val",
+            stride=max(int(model.stride.max()), 32),
         )
 
     def _close_dataloader_mosaic(self) -> None:
@@ -380,6 +399,26 @@ def _check(file: Any, trust: bool) -> None:
     """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
     if isinstance(file, str | Path):
         safe_load.check(file, trust=trust)
+
+
+def _look_at_data(data: str, split: str | None) -> None:
+    """Find missing data before a run folder is made; upstream looks afterwards.
+
+    Raises:
+        RuntimeError: a YAML that upstream refuses, in its words.
+        FileNotFoundError: no images.
+    """
+    if RANK != -1 or not data.endswith((".yaml", ".yml")):
+        return
+    try:
+        found = check_det_dataset(data, split=split or "val")
+    except Exception as error:
+        raise RuntimeError(f"Dataset '{clean_url(data)}' error ❌ {error}") from error
+    for key in ("train", split or "val"):
+        try:
+            image_files(found[key])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{data}: '{key}': {error}") from error
 
 
 def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from ultralytics.data.utils import get_split_fraction
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 from ultralytics.utils.metrics import DetMetrics
@@ -205,7 +205,7 @@ class MLCValidator(DetectionValidator):
     def init_metrics(self, model: torch.nn.Module) -> None:
         """Prepare a validation."""
         self.prepare_for(model)
-        self._refuse_more_classes(model)
+        self._compare_classes(model)
         super().init_metrics(model)
         self._entries.clear()
         self._extras = extra_channels(model)
@@ -240,7 +240,9 @@ class MLCValidator(DetectionValidator):
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         """Build the data set as upstream does; with `resize=warp`, of images stretched to the input size."""
-        return build(partial(super().build_dataset, mode=mode, batch=batch), img_path, self.args, warp=self._warp)
+        fraction = get_split_fraction(self.args.fraction, self.args.split or "val")
+        given = {"data": self.data, "batch": batch, "mode": mode, "stride": self.stride, "fraction": fraction}
+        return build(img_path, self.args, warp=self._warp, **given)
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
         """Return the loader; with `single_cls` the data has one class, whatever its YAML says."""
@@ -248,8 +250,16 @@ class MLCValidator(DetectionValidator):
             self.data["nc"] = 1
         return super().get_dataloader(dataset_path, batch_size)
 
-    def _refuse_more_classes(self, model: torch.nn.Module) -> None:
-        """Refuse data with classes a ported detector has no output for."""
+    def _compare_classes(self, model: torch.nn.Module) -> None:
+        """Refuse data with classes a ported detector has no output for; warn where the numbers mean other things."""
+        names = getattr(model, "names", None)
+        if not self.training and not self.args.single_cls and isinstance(names, dict):
+            pairs = [(names.get(label), name) for label, name in self.data["names"].items()]
+            if other := [f"'{theirs}' and not '{name}'" for theirs, name in pairs if theirs != name]:
+                LOGGER.warning(
+                    f"the data's classes are not the model's: what the data calls by number is to the model {other[0]}"
+                    f"{' and so on' if len(other) > 1 else ''}. The results count by number"
+                )
         net = native(model)
         if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names) and not self.args.single_cls:
             advice = (

@@ -22,7 +22,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import __version__
 from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.engine import safe_load, whole_files
+from mlc_yolo.engine import model_yaml, safe_load, whole_files
 from mlc_yolo.engine.checkpoint import read_marker
 from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
 
@@ -57,7 +57,7 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
     told = {
         "version": __version__,
         "task": "detect",
-        "yaml": model.yaml,
+        "yaml": model_yaml.without_fetching(model.yaml),
         "names": {str(label): name for label, name in model.names.items()},
         "channels": model.yaml.get("channels", 3),
         "train_args": train_args or {},
@@ -82,13 +82,14 @@ def load(file: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
         `train_args`.
 
     Raises:
+        RefusedCheckpoint: building the model, or going on with its run, would run or fetch something.
         ValueError: the file is cut off, of another format, or not a model of ours.
         FileNotFoundError: there is none.
     """
     try:
         tensors, metadata = _decoded(Path(file).read_bytes())
         told = json.loads(metadata["mlc_yolo"])
-        safe_load.check_yaml(told["yaml"], file)
+        safe_load.check_description(told["yaml"], told["train_args"], file)
         model = _build(told, tensors)
         model.load_state_dict(tensors)
         model.names = {int(label): str(name) for label, name in told["names"].items()}

@@ -80,7 +80,7 @@ def facts(comparison: Comparison, sets: Sequence[DataSet]) -> list[tuple[str, st
         ),
         "Model": Path(str(fixed["model"])).name if "model" in fixed else "",
         "Runs": f"{len(runs)} of {len(comparison.grid.cells)} finished",
-        "Training": f"{hours:.1f} hours in all" if hours >= 1 else f"{60 * hours:.0f} minutes in all",
+        "Training": f"{_duration(hours)} in all",
         "Device": _distinct(runs, "device"),
         "Date": _distinct(runs, "date"),
         "Version": _distinct(runs, "version"),
@@ -172,6 +172,13 @@ def interval_charts(data: DataSet) -> list[dict[str, Any]]:
     return drawn
 
 
+def _duration(hours: float) -> str:
+    """Return a time in the unit that suits it."""
+    if hours >= 1:
+        return f"{hours:.1f} hours"
+    return f"{60 * hours:.0f} minutes" if hours >= 1 / 30 else f"{3600 * hours:.0f} seconds"
+
+
 def curve_charts(data: DataSet) -> list[dict[str, Any]]:
     """Draw what validation said after every epoch."""
     drawn = []
@@ -188,8 +195,9 @@ def curve_charts(data: DataSet) -> list[dict[str, Any]]:
                 if column in curves:
                     known = np.isfinite(curves[column])
                     values[i, np.searchsorted(epochs, curves["epoch"][known])] = curves[column][known]
-            lines.append(_line(variant, values))
-        ends = ", ".join(f"{line.name} {_last(line.y):.3f}" for line in lines)
+            lines.append(_line(variant, values * (100 if "mAP" in column else 1)))
+        decimals = 1 if "mAP" in column else 3
+        ends = ", ".join(f"{line.name} {_last(line.y):.{decimals}f}" for line in lines)
         told = f"{name} by epoch. At the end: {ends}."
         drawn.append({"svg": charts.line_chart(epochs, lines, x_label="epoch", y_label=name, told=told), "caption": ""})
     return drawn

@@ -68,6 +68,21 @@ def test_lists_name_paths_and_those_with_a_dot_are_relative_to_the_list(tmp_path
     assert image_files(listed) == sorted(map(str, (here, there)))
 
 
+@pytest.mark.parametrize("name", ["all.list", "all", "all.csv"])
+def test_any_file_that_is_no_image_is_a_list_as_ultralytics_reads_it(name: str, tmp_path: Path) -> None:
+    listed = tmp_path / name
+    listed.write_text(f"./a.png\n{write(tmp_path / 'b.png')}\n")
+    write(tmp_path / "a.png")
+    upstream = YOLODataset(img_path=str(listed), imgsz=64, augment=False, data=DATA)
+    assert image_files(listed) == upstream.im_files and len(upstream.im_files) == 2
+
+
+def test_a_file_that_is_no_text_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(FileNotFoundError, match=r"a\.mp4' is no list of paths"):
+        image_files(tmp_path / "a.mp4")
+
+
 def test_several_sources_are_joined(tmp_path: Path) -> None:
     files = [write(tmp_path / "one" / "a.png"), write(tmp_path / "two" / "b.png"), write(tmp_path / "c.png")]
     assert image_files([tmp_path / "two", str(tmp_path / "one"), tmp_path / "c.png"]) == sorted(map(str, files))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from ultralytics.cfg import get_cfg
-from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils.ops import scale_boxes, xywh2xyxy
 
@@ -39,9 +37,10 @@ def shapes(tmp_path: Path) -> Path:
 def dataset(data: Path, mode: str, *, warp: bool, ssd: bool = False, **options: Any) -> Any:
     args = get_cfg(overrides={"imgsz": SIZE, "task": "detect", **options})
     content = check_det_dataset(data)
-    make = partial(build_yolo_dataset, args, batch=2, data=content, mode=mode, rect=mode == "val")
-    built = build(make, content["train"], args, warp=warp, ssd=ssd)
-    assert (args.cache, args.rect) == (options.get("cache", False), options.get("rect", False))
+    given = {"data": content, "batch": 2, "mode": mode, "rect": mode == "val"}
+    before = vars(args).copy()
+    built = build(content["train"], args, warp=warp, ssd=ssd, **given)
+    assert vars(args) == before
     return built
 
 

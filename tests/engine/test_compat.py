@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,22 +21,24 @@ from detector_runs import TINY, rows
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
-from ultralytics.data import build_dataloader
+from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.augment import Compose, Format, LetterBox
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.data.utils import IMG_FORMATS, exif_size
+from ultralytics.data.utils import IMG_FORMATS, exif_size, get_split_fraction
+from ultralytics.engine.exporter import export_formats
 from ultralytics.engine.model import Model
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.autobackend import AutoBackend
+from ultralytics.nn.modules.block import TorchVision
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, patches
+from ultralytics.utils.checks import check_suffix
 from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss
 from ultralytics.utils.metrics import DetMetrics
 from ultralytics.utils.ops import scale_boxes
-from ultralytics.utils.patches import override_configs
 from ultralytics.utils.torch_utils import ModelEMA
 
 from mlc_yolo.engine import compat
@@ -553,7 +555,7 @@ def test_images_are_scaled_to_their_long_side_or_stretched(tmp_path: Path) -> No
 
 
 class Ours(YOLODataset):
-    """Another class, to become."""
+    """Another class, to be made."""
 
     seen: Any = None
 
@@ -568,17 +570,16 @@ class Ours(YOLODataset):
         return Compose([note, LetterBox(self.imgsz), Format(bbox_format="xywh", normalize=True, batch_idx=True)])
 
 
+def _labelled(root: Path) -> Path:
+    _photo(root / "images")
+    (root / "labels").mkdir()
+    (root / "labels" / "40x60.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    return root / "images"
+
+
 @pytest.mark.parametrize("cache", ["ram", "disk"])
-def test_a_built_data_set_may_become_another(cache: str, tmp_path: Path) -> None:
-    _photo(tmp_path / "images")
-    (tmp_path / "labels").mkdir()
-    (tmp_path / "labels" / "40x60.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    dataset = _dataset(tmp_path / "images", augment=True)
-    dataset.__class__ = Ours
-    dataset.transforms = dataset.build_transforms(DEFAULT_CFG)
-    dataset.cache = cache
-    assert dataset.check_cache_ram() and dataset.check_cache_disk()
-    dataset.cache_images()
+def test_a_data_set_of_another_class_caches_what_it_loads_and_transforms_it_its_way(cache: str, tmp_path: Path) -> None:
+    dataset = _dataset(_labelled(tmp_path), Ours, augment=True, cache=cache)
     assert cache == "disk" or dataset.ims[0].shape == (64, 64, 3)
     assert cache == "ram" or np.load(dataset.npy_files[0]).shape == (40, 60, 3)
     sample = dataset[0]
@@ -587,6 +588,65 @@ def test_a_built_data_set_may_become_another(cache: str, tmp_path: Path) -> None
     assert classes.shape == (1, 1) and instances == "Instances"
     assert sample["ratio_pad"] == ((64 / 40, 64 / 60), (0, 0)) and sample["ori_shape"] == (40, 60)
     torch.testing.assert_close(sample["bboxes"], torch.full((1, 4), 0.5))
+
+
+def _with_globals(function: Any, **names: Any) -> Any:
+    """Return a copy of a function that finds these by their global names."""
+    copied = FunctionType(function.__code__, {**function.__globals__, **names}, None, function.__defaults__)
+    copied.__kwdefaults__ = function.__kwdefaults__
+    return copied
+
+
+def test_the_builder_makes_a_data_set_by_its_global_name(tmp_path: Path) -> None:
+    data, args = {"names": {0: "a"}, "channels": 3}, get_cfg(overrides={"imgsz": 64})
+    given: list[dict[str, Any]] = []
+    built = _with_globals(build_yolo_dataset, YOLODataset=lambda **options: given.append(options) or Ours(**options))
+    dataset = built(args, str(_labelled(tmp_path)), 2, data, mode="val", rect=True, fraction=None)
+    assert type(dataset) is Ours and given[0]["rect"] and given[0]["cache"] is None and given[0]["task"] == "detect"
+    assert type(build_yolo_dataset(args, str(tmp_path / "images"), 2, data, mode="val")) is YOLODataset
+    assert inspect.unwrap(build_yolo_dataset) is build_yolo_dataset and not build_yolo_dataset.__closure__
+
+
+def test_trainer_and_validator_give_the_builder_these_arguments() -> None:
+    given: list[Any] = []
+    args = SimpleNamespace(fraction=0.5, split=None)
+    run = SimpleNamespace(args=args, data="data", stride=16, model=SimpleNamespace(stride=torch.tensor([8, 64])))
+    for kind in (DetectionTrainer, DetectionValidator):
+        build = _with_globals(
+            kind.build_dataset,
+            build_yolo_dataset=lambda *a, **k: given.append((a, k)),
+            unwrap_model=lambda model: model,
+        )
+        build(run, "images", "val", 2)
+    positional, fraction = (args, "images", 2, "data"), get_split_fraction(0.5, "val")
+    assert given == [
+        (positional, {"mode": "val", "rect": True, "stride": 64}),
+        (positional, {"mode": "val", "stride": 16, "fraction": fraction}),
+    ]
+
+
+def test_labels_are_read_by_hooks_and_the_images_kept_are_set(tmp_path: Path) -> None:
+    (_labelled(tmp_path) / "broken.png").write_bytes(b"no image")
+    found: list[int] = []
+    known: list[bool] = []
+
+    class Hooked(YOLODataset):
+        def get_labels(self) -> Any:
+            found.append(len(self.im_files))
+            labels = super().get_labels()
+            assert [label["im_file"] for label in labels] == self.im_files
+            return labels
+
+        def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
+            if not cache_path.exists():
+                return self.cache_labels(cache_path), False
+            loaded = super()._load_or_scan_cache(cache_path, cache_hash)
+            known.append(loaded[1])
+            return loaded
+
+    for _ in range(2):
+        assert len(_dataset(tmp_path / "images", Hooked, augment=True)) == 1
+    assert found == [2, 2] and known == [True]
 
 
 def test_labels_are_cached_beside_the_folder_of_the_first_images_labels(tmp_path: Path) -> None:
@@ -599,14 +659,6 @@ def test_labels_are_cached_beside_the_folder_of_the_first_images_labels(tmp_path
         _dataset(tmp_path / images, augment=False)
         assert np.load(tmp_path / cache, allow_pickle=True).item()["labels"]
     assert len(list(tmp_path.rglob("*.cache"))) == 2
-
-
-def test_overridden_arguments_are_put_back() -> None:
-    args = get_cfg(overrides={"cache": "ram"})
-    with pytest.raises(RuntimeError), override_configs(args, {"cache": False}):
-        assert args.cache is False
-        raise RuntimeError
-    assert args.cache == "ram"
 
 
 def test_a_data_set_finds_and_checks_its_images_by_hooks(tmp_path: Path) -> None:
@@ -713,3 +765,22 @@ def test_a_validator_gets_its_model_before_its_loader(tiny_data: Path, tmp_path:
     with pytest.raises(Stop):
         Ours(save_dir=tmp_path, args={"data": str(tiny_data), "imgsz": 64, "batch": 2})(model=_model())
     assert calls == ["get_model", "build_dataset"]
+
+
+def test_suffixes_are_read_after_a_urls_query_is_cut_off() -> None:
+    for name in ("net.pt", "net.", "net.pt.", "net.pt?.yaml", "net.PT "):
+        check_suffix(name, ".pt")
+    for name in ("net", "net.pth", "net.pt.zip", "net.yaml?.pt"):
+        with pytest.raises(AssertionError):
+            check_suffix(name, ".pt")
+
+
+def test_what_a_torchvision_layer_is_given() -> None:
+    parameters = inspect.signature(TorchVision.__init__).parameters
+    assert list(parameters)[1:3] == ["model", "weights"] and parameters["weights"].default == "DEFAULT"
+    source = inspect.getsource(tasks.parse_model)
+    assert re.search(r"TorchVision, Index\}\):\s+c2 = args\[0\]\s+c1 = ch\[f\]\s+args = \[\*args\[1:\]\]", source)
+
+
+def test_exported_models_are_told_by_their_suffixes() -> None:
+    assert {".pt", ".onnx", ".torchscript", ".engine"} <= set(export_formats()["Suffix"])

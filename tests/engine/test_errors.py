@@ -29,6 +29,7 @@ TINY = {"imgsz": 64, "batch": 8, "epochs": 2, "plots": False}
         ({"iou_gain": -0.1}, ValueError, "0 or more"),
         ({"mlc_candidates": "boxes"}, ValueError, "tal, own, level, inside"),
         ({"assginer": "mlc"}, SyntaxError, "assigner"),
+        ({"batch": 0}, TypeError, "batch=0 .* above 0; -1 or a fraction"),
     ],
 )
 def test_wrong_options_are_named_and_touch_no_file(
@@ -36,7 +37,7 @@ def test_wrong_options_are_named_and_touch_no_file(
 ) -> None:
     model = MLCYOLO("yolo11n.yaml")
     with pytest.raises(error, match=message):
-        model.train(data=str(tiny_data), project=str(run_dir), **TINY, **options)
+        model.train(data=str(tiny_data), project=str(run_dir), **{**TINY, **options})
     assert not list(run_dir.iterdir())
 
 
@@ -59,6 +60,19 @@ def test_a_head_without_room_for_the_channel_is_refused_by_name(tiny_data: Path,
 def test_other_families_are_refused_by_name(name: str, family: str) -> None:
     with pytest.raises(TypeError, match=family):
         MLCYOLO(name)
+
+
+def test_the_yaml_of_a_data_set_is_no_model(tiny_data: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no 'backbone': expected a model.*Is it the YAML of a data set"):
+        MLCYOLO(tiny_data)
+
+
+def test_a_mistyped_model_is_answered_with_those_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "cells_small.pt").touch()
+    with pytest.raises(FileNotFoundError, match=r"Did you mean cells_small\.pt\?"):
+        MLCYOLO(tmp_path / "cell_small.pt")
+    with pytest.raises(FileNotFoundError, match=r"Did you mean .*yolo11m\.pt"):
+        MLCYOLO(tmp_path / "yolo11mm.pt")
 
 
 def test_rescore_cannot_be_changed_in_an_exported_model(tmp_path: Path) -> None:

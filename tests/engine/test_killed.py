@@ -32,6 +32,8 @@ CASES: dict[str, tuple[dict[str, Any], str, int]] = {
     "retinanet": ({}, "step", 2),  # at the switch
     "sed": ({"ssl": "sed", "ssl_burn_in": 1, "ssl_ramp": 1, "close_mosaic": 2}, "step", 3),  # with the mosaic closed
     "full": ({}, "full", 1),
+    "saved": ({}, "fitness", 3),  # the last epoch is saved, the run is not brought to its end
+    "stripped": ({}, "stripped", 3),  # best.pt is
 }
 
 #: Trains each case in a process of its own, forked once all is imported, and kills it; or keeps a whole run's weights.
@@ -40,7 +42,7 @@ PROGRAM = """
 import json, os, resource, signal, sys, traceback
 import torch
 from mlc_yolo import MLCYOLO
-from mlc_yolo.engine import whole_files
+from mlc_yolo.engine import weights_file, whole_files
 
 torch.set_num_threads(1)
 move = whole_files.move
@@ -71,12 +73,16 @@ def train(model, options, point, epoch):
     net.add_callback("on_train_epoch_start", lambda trainer: now.update(epoch=trainer.epoch))
     if point == "write":
         whole_files.move = half
+    elif point == "stripped":
+        save = weights_file.save
+        weights_file.save = lambda *args: (save(*args), die())
     elif point == "full":
         net.add_callback("on_train_epoch_end", fill)
     elif point == "whole":
         net.add_callback("on_train_end", keep)
     else:
-        net.add_callback({"step": "on_train_batch_end", "validation": "on_val_batch_end"}[point], die)
+        after = {"step": "on_train_batch_end", "validation": "on_val_batch_end", "fitness": "on_fit_epoch_end"}
+        net.add_callback(after[point], die)
     try:
         net.train(**options)
     except OSError as error:
@@ -116,8 +122,8 @@ def cut(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     cases = [(model, {**options, "name": name}, *end) for name, (model, options, *end) in given.items()]
     wholes = [
         (model, {**options, "name": f"{name}-whole", "save": False}, "whole", 0)
-        for name, (model, options, *_) in given.items()
-        if name != "full"
+        for name, (model, options, point, _) in given.items()
+        if point in {"step", "validation", "write"}
     ]
     ended = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(cases + wholes)],
@@ -126,7 +132,8 @@ def cut(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
         text=True,
     )
     lines = [line for line in ended.stdout.splitlines() if line.startswith("ended")]
-    assert lines == ["ended -9"] * 4 + ["ended 1"] * 5, ended.stdout
+    full = list(CASES).index("full")
+    assert lines == ["ended 1" if i == full else "ended -9" for i in range(len(CASES))] + ["ended 1"] * 4, ended.stdout
     return lambda name: (given[name][1], folder / name)
 
 
@@ -162,6 +169,24 @@ def test_resuming_a_killed_run_gives_the_whole_runs_weights(name: str, cut: Any)
     names = sorted(path.name for path in last.parent.iterdir())
     assert names == ["best.pt", "best.safetensors", "last.pt", "last.safetensors"]
     assert not {STUDENT, RESUME} & torch.load(last, weights_only=False).keys()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="processes are killed by SIGKILL")
+@pytest.mark.parametrize("name", ["saved", "stripped"])
+def test_a_run_that_was_killed_after_its_last_epoch_is_brought_to_its_end(name: str, cut: Any) -> None:
+    _, folder = cut(name)
+    last = folder / "weights" / "last.pt"
+    assert (
+        torch.load(last, weights_only=False)["optimizer"] is not None and not last.with_suffix(".safetensors").exists()
+    )
+    resumed = MLCYOLO(last)
+    resumed.train(resume=True)
+    assert [row["epoch"] for row in rows(folder)][:4] == [1, 2, 3, 4] and resumed.metrics.box.map >= 0
+    for file in (last, last.with_name("best.pt")):
+        saved = torch.load(file, weights_only=False)
+        assert saved["optimizer"] is None and not {STUDENT, RESUME} & saved.keys()
+        assert file.with_suffix(".safetensors").exists()
 
 
 @pytest.mark.slow

@@ -6,8 +6,9 @@ import builtins
 import os
 import pickle
 import subprocess
+import types
 import warnings
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from detector_runs import TINY, detector_yaml, train
+from torchvision.transforms import InterpolationMode
 from ultralytics import YOLO
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.tasks import DetectionModel
@@ -24,6 +26,7 @@ from ultralytics.utils import YAML, downloads
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.cli import main
+from mlc_yolo.engine import model_yaml
 from mlc_yolo.engine.safe_load import RefusedCheckpoint, check
 from mlc_yolo.engine.trainer import MLCTrainer
 from mlc_yolo.resources import resource_dir
@@ -32,11 +35,16 @@ from mlc_yolo.resources import resource_dir
 class Call:
     """Pickled, it calls a function with arguments."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.function, self.arguments = function, arguments
+    def __init__(self, function: Callable[..., Any], *arguments: Any, state: Any = None) -> None:
+        self.function, self.arguments, self.state = function, arguments, state
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return self.function, self.arguments
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (self.function, self.arguments, *([] if self.state is None else [self.state]))
+
+
+#: How numpy writes one of its numbers, and the state of a type whose flags deny that it holds objects.
+SCALAR = np.float64(1).__reduce__()[0]
+FLAGS = (3, "|", None, None, None, 16, 1, 0)
 
 
 class Foreign(torch.nn.Module):
@@ -61,6 +69,16 @@ def _yaml(**entries: Any) -> dict[str, Any]:
     return {"nc": 1, "backbone": [layer, layer, layer], "head": [[[0, 1, 2], 1, "Detect", ["nc"]]], **entries}
 
 
+def _torchvision(*arguments: Any) -> dict[str, Any]:
+    return {"yaml": _yaml(backbone=[[-1, 1, "TorchVision", [512, *arguments]]])}
+
+
+def _with_attribute(**entries: Any) -> OrderedDict[str, Any]:
+    made: OrderedDict[str, Any] = OrderedDict(entries)
+    made.get = torch.nn.Identity()  # type: ignore[method-assign, assignment]
+    return made
+
+
 def _payloads(mark: Path) -> dict[str, tuple[Any, str]]:
     """What a file may hold -> it, and how it is named."""
     program = f"__import__('pathlib').Path({str(mark)!r}).touch()"
@@ -77,7 +95,14 @@ def _payloads(mark: Path) -> dict[str, tuple[Any, str]]:
         "download": (Call(downloads.safe_download, "file:///etc/passwd"), "ultralytics.utils.downloads.safe_download"),
         "objects": (np.array([{}], dtype=object), "_reconstruct"),
         "object scalar": (Call(np.dtype, "O", False, True), "a call of numpy.dtype('O'"),
+        "dtype with objects": (Call(np.dtype, "i8,O", False, True), "a call of numpy.dtype('i8,O'"),
+        "dtype with flags": (Call(np.dtype, "i8", False, True, state=FLAGS), "a numpy.dtype with the state (3, '|'"),
+        "dtype of all": (Call(np.dtype, "i8", False, False), "a call of numpy.dtype('i8', False, False"),
+        "scalar of no dtype": (Call(SCALAR, "O", b"A" * 8), "scalar('O'"),
+        "state of an enum": (Call(InterpolationMode, "nearest", state={"_value_": 1}), "with the state {'_value_'"),
         "class": (defaultdict(list), "collections.defaultdict"),
+        "class held": ({"hook": DetectionModel}, "ultralytics.nn.tasks.DetectionModel itself"),
+        "function held": ({"hook": getattr}, "builtins.getattr itself"),
         "own module": (Foreign(), f"{__name__}.Foreign"),
         # Classes on the list, called: their constructors would evaluate the activation, or open the other file.
         "model": (Call(DetectionModel, _yaml(activation=opening)), "a call of ultralytics.nn.tasks.DetectionModel"),
@@ -86,6 +111,15 @@ def _payloads(mark: Path) -> dict[str, tuple[Any, str]]:
         "activation": ({"yaml": _yaml(activation=opening)}, "a model YAML with activation"),
         "tuple": ({"yaml": _yaml(backbone=((-1, 1, "load_checkpoint", ["evil.pt"]),))}, "with the layer load_check"),
         "layer": ({"yaml": _yaml(head=[[-1, 1, "DetectionModel", [{}]]])}, "with the layer DetectionModel"),
+        "torchvision": (_torchvision("resnet18"), "for which weights are fetched: [512, 'resnet18']"),
+        "torchvision's default": (_torchvision("resnet18", "DEFAULT", True), "for which weights are fetched"),
+        "torchvision's backbone": (_torchvision("fasterrcnn_resnet50_fpn", None), "for which weights are fetched"),
+        # What Ultralytics would open as a file, or ask in place of a YAML.
+        "YAML's path": ({"yaml": "other.yaml"}, "a model whose YAML is other.yaml"),
+        "teacher's path": ({"teacher_model": "evil.pt"}, "a teacher_model that is no model: evil.pt"),
+        "teacher's Path": ({"teacher_model": Path("evil.pt")}, "a teacher_model that is no model"),
+        "layers": ({"yaml": {"backbone": torch.nn.ModuleList()}}, "a model YAML whose backbone is no list"),
+        "attributes": ({"yaml": _with_attribute(**_yaml())}, "a dict with attributes of its own: get"),
         "no module": ({"yaml": _yaml(head=[[-1, 1, "nn.functional", []]])}, "with the layer nn.functional"),
     }
 
@@ -119,6 +153,65 @@ def test_every_way_of_writing_a_pickle_is_read(mark: Path, tmp_path: Path) -> No
     with pytest.raises(RefusedCheckpoint, match=rf"{os.name}\.system"):
         check(path)
     assert not mark.exists()
+
+
+def test_a_state_that_hides_another_is_refused(mark: Path, tmp_path: Path) -> None:
+    class Twice(pickle._Pickler):
+        def save_reduce(self, *arguments: Any, obj: Any = None, **more: Any) -> None:
+            super().save_reduce(*arguments, obj=obj, **more)  # type: ignore[misc]
+            if isinstance(obj, DetectionModel):  # which would merge the two
+                self.save({"training": False})  # type: ignore[attr-defined]
+                self.write(pickle.BUILD)  # type: ignore[attr-defined]
+
+    writing: Any = types.ModuleType("writing")
+    vars(writing).update(vars(pickle), Pickler=Twice)
+    model = DetectionModel("yolo11n.yaml", verbose=False)
+    model.yaml["activation"] = f"open({str(mark)!r}, 'w') and nn.SiLU()"
+    torch.save({"model": model, "train_args": {}}, tmp_path / "file.pt", pickle_module=writing)
+    with pytest.raises(RefusedCheckpoint, match="two states of one ultralytics"):
+        check(tmp_path / "file.pt")
+
+
+def test_an_object_made_without_a_call_is_looked_at_too(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    path.write_bytes(b"\x80\x02cnumpy\ndtype\nX\x01\x00\x00\x00O\x89\x88\x87\x81.")  # NEWOBJ of ("O", False, True)
+    with pytest.raises(RefusedCheckpoint, match=r"a call of numpy\.dtype\('O'"):
+        check(path)
+
+
+def test_numbers_of_numpy_are_data(tmp_path: Path) -> None:
+    numbers = [np.float64(0.5), np.float32(1), np.int64(2), np.bool_(True), np.uint8(3)]
+    torch.save({"best_fitness": numbers, "train_args": {}}, tmp_path / "file.pt")
+    check(tmp_path / "file.pt")
+    torch.save({"best_fitness": np.datetime64("2020"), "train_args": {}}, tmp_path / "file.pt")
+    with pytest.raises(RefusedCheckpoint, match="numpy"):
+        check(tmp_path / "file.pt")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["net.", "net.pt.", "net.pt?.yaml", "net.yaml?.pt", "net.pt?v=1", "net", "net.bin", "net.pt.zip", "net.%70t"],
+)
+def test_a_name_does_not_hide_a_checkpoint(name: str, evil: Path, mark: Path) -> None:
+    given = str(evil.rename(evil.with_name(name)))
+    for spaced in (given, f" {given} "):
+        with pytest.raises(RefusedCheckpoint, match="system"):
+            check(spaced)
+        with pytest.raises(RefusedCheckpoint, match="system"):
+            MLCYOLO("yolo11n.yaml").load(spaced)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["net.onnx", "net.pt.onnx", "net.torchscript", "net.engine", "net.yaml", "net.YML", "net.pth", "net.tflite"]
+)
+def test_what_is_of_another_kind_is_left_alone(name: str, evil: Path) -> None:
+    given = evil.rename(evil.with_name(name))
+    check(given)
+    check(f" {given} ")
+    folder = evil.with_name("net_openvino_model")
+    folder.mkdir()
+    check(folder)
 
 
 def test_trust_is_the_way_out(evil: Path, mark: Path, tmp_path: Path) -> None:
@@ -168,12 +261,36 @@ def test_a_checkpoint_cannot_trust_itself(evil: Path, mark: Path, tiny_data: Pat
     assert not mark.exists()
 
 
-def test_data_fetched_from_elsewhere_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        *("https://example.org/data.yaml", " http://example.org/data.yaml", "HTTP:/example.org/data.zip"),
+        *("gs://bucket/data.yaml", "ul://someone/project/model", ["here.yaml", "https://example.org/data.yaml"]),
+        Path("https://example.org/data.zip"),
+    ],
+    ids=str,
+)
+def test_data_fetched_from_elsewhere_is_refused(data: Any, tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
-    held = {"data": "https://example.org/data.yaml"}
-    torch.save({"model": DetectionModel("yolo11n.yaml", verbose=False), "train_args": held}, path)
-    with pytest.raises(RefusedCheckpoint, match="data to be fetched from https://example"):
+    torch.save({"model": None, "train_args": {"data": data}}, path)
+    with pytest.raises(RefusedCheckpoint, match="data to be fetched from"):
         MLCYOLO(path)
+
+
+@pytest.mark.parametrize(
+    "data", [None, "coco8.yaml", "C:/data.yaml", "/a:/b.yaml", "ul://someone/datasets/name", Path("data.yaml")], ids=str
+)
+def test_data_that_lies_here_or_on_the_platform_is_no_reason(data: Any, tmp_path: Path) -> None:
+    torch.save({"model": None, "train_args": {"data": data}}, tmp_path / "last.pt")
+    check(tmp_path / "last.pt")
+
+
+def test_arguments_of_a_run_are_a_dict(tmp_path: Path) -> None:
+    arguments = torch.nn.ModuleDict()  # Ultralytics would read its entries all the same
+    arguments._modules["data"] = "https://example.org/data.yaml"  # type: ignore[assignment]
+    torch.save({"model": None, "train_args": arguments}, tmp_path / "last.pt")
+    with pytest.raises(RefusedCheckpoint, match="arguments of a run that are no dict"):
+        check(tmp_path / "last.pt")
 
 
 def test_the_command_line_refuses_and_trusts(
@@ -241,6 +358,16 @@ def test_a_model_with_an_activation_of_its_own_loads(tmp_path: Path) -> None:
     model = DetectionModel({**DetectionModel("yolo11n.yaml", verbose=False).yaml, "activation": "nn.LeakyReLU(0.1)"})
     torch.save({"model": model, "train_args": {}}, tmp_path / "own.pt")
     assert MLCYOLO(tmp_path / "own.pt").model.yaml["activation"] == "nn.LeakyReLU(0.1)"
+
+
+@pytest.mark.parametrize("weights", [None, "None"])
+def test_a_torchvision_layer_without_weights_is_data(weights: str | None) -> None:
+    config = _torchvision("resnet18", weights, True, 2)["yaml"]
+    assert model_yaml.program_in(config) is None
+    fetching = _torchvision("resnet18", "DEFAULT", True, 2)["yaml"]
+    assert model_yaml.without_fetching(fetching) == _torchvision("resnet18", None, True, 2)["yaml"]
+    assert model_yaml.program_in(fetching), "left as it was"
+    assert model_yaml.program_in(model_yaml.without_fetching(_torchvision("resnet18")["yaml"])) is None
 
 
 @pytest.mark.slow

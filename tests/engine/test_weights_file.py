@@ -133,6 +133,40 @@ def test_a_description_that_is_a_program_is_refused(tmp_path: Path) -> None:
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("data", ["https://example.org/data.yaml", " http://example.org/data.yaml"])
+def test_a_description_whose_data_lies_elsewhere_is_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(RefusedCheckpoint, match=r"data to be fetched from.* could run a program$"):
+        MLCYOLO(_written(tmp_path / "model.safetensors", train_args={"data": data}))
+
+
+def test_a_description_that_would_fetch_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("fetched"))
+    config = {"nc": 1, "backbone": [[-1, 1, "TorchVision", [512, "resnet18"]]], "head": [[[0], 1, "Detect", ["nc"]]]}
+    with pytest.raises(RefusedCheckpoint, match="TorchVision, for which weights are fetched"):
+        MLCYOLO(_written(tmp_path / "model.safetensors", yaml=config))
+
+
+def test_a_description_that_names_another_file_is_refused(tmp_path: Path) -> None:
+    mark, other = tmp_path / "ran", tmp_path / "other.yaml"
+    other.write_text(f"activation: open({str(mark)!r}, 'w') and nn.SiLU()\nnc: 1\nbackbone: []\nhead: []\n")
+    with pytest.raises(ValueError, match="its YAML is"):
+        MLCYOLO(_written(tmp_path / "model.safetensors", yaml=str(other)))
+    assert not mark.exists()
+
+
+def test_a_model_that_started_from_torchvisions_weights_needs_them_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.download_url_to_file", lambda *_, **__: pytest.fail("fetched"))
+    row = [-1, 1, "TorchVision", [512, "squeezenet1_1", None, True, 2]]
+    model = DetectionModel({"nc": 1, "backbone": [row], "head": [[[0], 1, "Detect", ["nc"]]]}, verbose=False)
+    model.yaml["backbone"][0][3][2] = "DEFAULT"  # as if it had been built so
+    weights_file.save(tmp_path / "model.safetensors", model)
+    loaded, _ = weights_file.load(tmp_path / "model.safetensors")
+    assert torch.equal(outputs(loaded), outputs(model))
+    assert loaded.yaml["backbone"][0][3][2] is None and model.yaml["backbone"][0][3][2] == "DEFAULT"
+
+
 @pytest.mark.parametrize("told", [{"yaml": {}}, {"yaml": None}, {"names": 1}, {"train_args": None}, {"channels": 1}])
 def test_a_description_that_does_not_fit_is_said(told: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not a model written by mlc-yolo"):

@@ -7,7 +7,6 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import cv2
 import numpy as np
 import torch
 from ultralytics.cfg import get_cfg
-from ultralytics.data import build_yolo_dataset
 from ultralytics.utils import LOGGER
 
 from mlc_yolo.assigners import MutualLabeling, Predictions, Targets, TaskAligned
@@ -98,8 +96,7 @@ def read(images: Path, mode: str) -> Found:
     data = {"names": NAMES, "nc": len(NAMES), "channels": 3}
     args = get_cfg(overrides={"imgsz": SIZE, "mosaic": 0.0, "translate": 0.0, "scale": 0.0, "workers": 0})
     with patience(), listening() as said:
-        make = partial(build_yolo_dataset, args, batch=1, data=data, mode=mode, rect=False, stride=32)
-        dataset = build(make, str(images), args, warp=False)
+        dataset = build(str(images), args, warp=False, data=data, batch=1, mode=mode)
         samples: dict[str, dict[str, Any]] = {}
         errors: dict[str, str] = {}
         for i, file in enumerate(dataset.im_files):

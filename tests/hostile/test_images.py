@@ -10,7 +10,6 @@ import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +230,6 @@ def test_a_sliver_keeps_its_object_in_validation(tried: Counter[str], shape: tup
 
 def test_an_image_that_is_gone_is_not_called_damaged(tried: Counter[str], tmp_path: Path) -> None:
     from ultralytics.cfg import get_cfg
-    from ultralytics.data import build_yolo_dataset
 
     from mlc_yolo.data.datasets import build
 
@@ -239,9 +237,7 @@ def test_an_image_that_is_gone_is_not_called_damaged(tried: Counter[str], tmp_pa
     (tmp_path / "images" / "case.png").write_bytes(encoded(".png"))
     args = get_cfg(overrides={"imgsz": 64})
     data = {"names": {0: "a"}, "nc": 1, "channels": 3}
-    made = build(
-        partial(build_yolo_dataset, args, batch=1, data=data, mode="val"), str(tmp_path / "images"), args, warp=False
-    )
+    made = build(str(tmp_path / "images"), args, warp=False, data=data, batch=1, mode="val")
     (tmp_path / "images" / "case.png").unlink()
     tried["refused"] += 1
     with pytest.raises(FileNotFoundError, match=r"case\.png"):

@@ -125,7 +125,7 @@ def test_a_wrong_option_stops_a_training_before_it_begins(
     [
         ({"names": {"x": "a"}}, "'names' must be numbered 0 to 0"),
         ({"val": "nothing", "download": "print('run')"}, "'download' is a program"),
-        ({"train": "nothing"}, "loading data from"),
+        ({"train": "nothing"}, "'train': there is no"),
         ({"names": []}, "'names' is empty"),
     ],
 )

@@ -6,7 +6,6 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ultralytics.cfg import get_cfg
-from ultralytics.data import build_yolo_dataset
 from ultralytics.data.utils import check_det_dataset
 
 from mlc_yolo.data.datasets import build
@@ -50,9 +48,7 @@ def objects_of(file: Path | str, split: str = "val") -> dict[str, int]:
         args = get_cfg(overrides={"imgsz": 64, "mosaic": 0.0})
         counts = {}
         for mode, key in (("train", "train"), ("val", split)):
-            dataset = build(
-                partial(build_yolo_dataset, args, batch=1, data=data, mode=mode), data[key], args, warp=False
-            )
+            dataset = build(data[key], args, warp=False, data=data, batch=1, mode=mode)
             counts[mode] = sum(len(dataset[i]["cls"]) for i in range(len(dataset)))
         return counts
 
