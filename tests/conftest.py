@@ -74,6 +74,22 @@ def run_dir(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def mark(tmp_path: Path) -> Path:
+    """A path that exists once a payload has run."""
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def own_data(tiny_data: Path, tmp_path: Path) -> Path:
+    """The data.yaml of a copy of the tiny data set, for what changes it."""
+    root = tmp_path / "own"
+    shutil.copytree(tiny_data.parent, root, ignore=shutil.ignore_patterns("*.cache"))
+    data = root / "data.yaml"
+    data.write_text(data.read_text().replace(tiny_data.parent.as_posix(), root.as_posix()))
+    return data
+
+
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The data.yaml of 8 training and 4 validation images: 96-128 px, 0 to 5 objects of 3 classes, always the same."""

@@ -121,6 +121,36 @@ def resolve_for_upstream(data: str | Path | None, *, split: str | None = None) -
     return found
 
 
+def look_at_data(data: str, *, split: str | None = None) -> None:
+    """Find out what is missing of a data set to train on, before a run folder is made: upstream looks afterwards.
+
+    Args:
+        data: what `resolve_data` returned; anything but a YAML is left to upstream.
+        split: the split that is read beside "train"; default "val".
+
+    Raises:
+        RuntimeError: a YAML that upstream refuses, in its words.
+        FileNotFoundError: no images.
+    """
+    from ultralytics.data.utils import check_det_dataset
+    from ultralytics.utils import clean_url
+
+    from mlc_yolo.data.listing import image_files
+
+    if not data.endswith((".yaml", ".yml")):
+        return
+    split = split or "val"
+    try:
+        found = check_det_dataset(data, split=split)
+    except Exception as error:
+        raise RuntimeError(f"Dataset '{clean_url(data)}' error ❌ {error}") from error
+    for key in ("train", split):
+        try:
+            image_files(found[key])
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{data}: '{key}': {error}") from error
+
+
 def _settings_file(path: Path) -> Path | None:
     """The YAML that Ultralytics would read for an existing path; None where it reads none or refuses to choose."""
     if path.is_dir():

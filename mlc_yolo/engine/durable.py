@@ -35,6 +35,17 @@ class DurableTrainer(DetectionTrainer):
     _put_off = 0  # batches by which a resumed run's first step is put off: upstream counts as if one had just been
     _resumed: dict[str, Any] | None = None  # what last.pt keeps as `resume`, until the first epoch begins
 
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Restore the checkpoint's arguments as upstream does, but go on where the file lies: a run may be moved."""
+        super().check_resume(overrides)
+        if not self.resume or overrides.get("save_dir") is not None:
+            return
+        last = Path(self.args.model)
+        if last.parent.name == "weights":
+            self.args.save_dir = str(last.resolve().parent.parent)
+        else:  # taken out of its run: a new folder is made
+            self.args.save_dir, self.args.exist_ok = None, False
+
     def _do_train(self) -> None:
         """Train as upstream does; a run that was killed once all epochs were saved is only brought to its end."""
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,26 @@ def refuse_for_yolo(model: nn.Module, name: str, ours: dict[str, Any], stock: di
     if isinstance(model, DetectionModel) and quality != "none":
         layers: Any = model.model
         check_head(layers[-1])
+
+
+def refuse_finished(checkpoint: Mapping[str, Any], name: str) -> None:
+    """Refuse to resume what upstream would start anew, with other data.
+
+    Args:
+        checkpoint: what the model was loaded from; empty if from a YAML.
+        name: the user's name of it.
+
+    Raises:
+        ValueError: says what can be resumed, and how to train further.
+    """
+    if checkpoint.get("epoch", -1) >= 0 and checkpoint.get("optimizer") is not None:
+        return
+    ended = "the training it is from has ended" if checkpoint else "it is no checkpoint"
+    raise ValueError(
+        f"resume=True: '{name}' cannot be resumed, {ended}. Give the last.pt of an interrupted run, such as "
+        "model=runs/detect/train/weights/last.pt. To train a finished model further leave resume out, and say data= "
+        "and epochs="
+    )
 
 
 def refuse_classes(sets: Iterable[str]) -> None:

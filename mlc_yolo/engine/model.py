@@ -24,7 +24,7 @@ from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.engine import options, safe_load, weights_file
 from mlc_yolo.engine.checkpoint import read_marker, wants_warp, write_marker
 from mlc_yolo.engine.compat import warn_if_untested
-from mlc_yolo.engine.misfits import refuse_classes, refuse_for_detector, refuse_for_yolo
+from mlc_yolo.engine.misfits import refuse_classes, refuse_finished, refuse_for_detector, refuse_for_yolo
 from mlc_yolo.engine.predictor import LetterboxPredictor, MLCPredictor, WarpPredictor
 from mlc_yolo.engine.semi import SemiTrainer
 from mlc_yolo.engine.stock_arguments import check_stock
@@ -159,7 +159,7 @@ class MLCYOLO(YOLO):
         """
         provide_fonts()
         if kwargs.get("resume") is True:
-            self._refuse_finished()
+            refuse_finished(self.ckpt or {}, str(self.ckpt_path or self.overrides.get("model")))
         custom = None
         if callable(kwargs.get("assigner")):
             custom = kwargs.pop("assigner")
@@ -349,17 +349,6 @@ class MLCYOLO(YOLO):
                 write_marker(self.model, **read_marker(source))
         super().load(weights)
         return self
-
-    def _refuse_finished(self) -> None:
-        """Refuse to resume what upstream would start anew."""
-        ckpt = self.ckpt or {}
-        if ckpt.get("epoch", -1) < 0 or ckpt.get("optimizer") is None:
-            ended = "the training it is from has ended" if ckpt else "it is no checkpoint"
-            raise ValueError(
-                f"resume=True: '{self.ckpt_path or self.overrides.get('model')}' cannot be resumed, {ended}. Give the "
-                "last.pt of an interrupted run, such as model=runs/detect/train/weights/last.pt. To train a finished "
-                "model further leave resume out, and say data= and epochs="
-            )
 
     def _config(self) -> dict[str, Any]:
         """Return a ported detector's configuration as its YAML has it, or as its checkpoint does."""

@@ -9,16 +9,14 @@ from typing import Any
 import torch
 from torch import nn, optim
 from ultralytics.cfg import cfg2dict, get_cfg
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE, clean_url
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, build_assigner
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
-from mlc_yolo.data.listing import image_files
-from mlc_yolo.data.resolve import redraw_missing, resolve_data
+from mlc_yolo.data.resolve import look_at_data, redraw_missing, resolve_data
 from mlc_yolo.detectors.config import find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
@@ -83,7 +81,8 @@ class MLCTrainer(DurableTrainer):
         if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
             split = overrides.get("split") or base.get("split")
             overrides["data"] = resolve_data(overrides.get("data") or base.get("data"), split=split)
-            _look_at_data(overrides["data"], split)
+            if RANK == -1:
+                look_at_data(overrides["data"], split=split)
             # Older upstream versions hand a "session" over, which is no argument.
             run = get_cfg(base, {name: value for name, value in overrides.items() if name != "session"})
             self._refuse_missing_assigner(run.assigner)
@@ -136,16 +135,6 @@ class MLCTrainer(DurableTrainer):
             )
         redraw_missing(self.args.data)
         self.args.data = resolve_data(self.args.data, split=self.args.split)
-        if overrides.get("save_dir") is None:
-            self._stay_in_folder(Path(self.args.model))
-
-    def _stay_in_folder(self, last: Path) -> None:
-        """Go on writing where the checkpoint lies, whatever folder it names: the run may have been moved here."""
-        run = last.resolve().parent.parent
-        if last.parent.name != "weights":  # taken out of its run: what a new folder is made of
-            self.args.save_dir, self.args.exist_ok = None, False
-        else:
-            self.args.save_dir = str(run)
 
     def get_model(
         self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
@@ -399,26 +388,6 @@ def _check(file: Any, trust: bool) -> None:
     """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
     if isinstance(file, str | Path):
         safe_load.check(file, trust=trust)
-
-
-def _look_at_data(data: str, split: str | None) -> None:
-    """Find missing data before a run folder is made; upstream looks afterwards.
-
-    Raises:
-        RuntimeError: a YAML that upstream refuses, in its words.
-        FileNotFoundError: no images.
-    """
-    if RANK != -1 or not data.endswith((".yaml", ".yml")):
-        return
-    try:
-        found = check_det_dataset(data, split=split or "val")
-    except Exception as error:
-        raise RuntimeError(f"Dataset '{clean_url(data)}' error ❌ {error}") from error
-    for key in ("train", split or "val"):
-        try:
-            image_files(found[key])
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"{data}: '{key}': {error}") from error
 
 
 def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.lib.format import write_array
+from payload import Evil
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import LOGGER
 
@@ -26,16 +27,6 @@ from mlc_yolo.data.unlabeled import UnlabeledDataset
 DATA = {"names": {0: "a", 1: "b", 2: "c"}, "nc": 3, "channels": 3}
 #: The system's own name for what `Evil` calls.
 MKDIR = rf"{os.mkdir.__module__}\.mkdir"
-
-
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
 
 
 Make = Callable[[Path, Evil], None]
@@ -77,21 +68,6 @@ def write(make: Make, file: Path, evil: Evil) -> None:
     beside = file.with_suffix(".npy")  # NumPy adds a suffix of its own to others
     make(beside, evil)
     beside.replace(file)
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Path:
-    return tmp_path / "ran"
-
-
-@pytest.fixture
-def own_data(tiny_data: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny data set whose caches are the test's."""
-    root = tmp_path / "own"
-    shutil.copytree(tiny_data.parent, root, ignore=shutil.ignore_patterns("*.cache"))
-    data = root / "data.yaml"
-    data.write_text(data.read_text().replace(tiny_data.parent.as_posix(), root.as_posix()))
-    return data
 
 
 def opened(source: Path, task: str = "detect") -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import os
-import shutil
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from payload import Evil
 from ultralytics import YOLO
 
 from mlc_yolo import MLCYOLO
@@ -23,24 +22,9 @@ from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 ONCE = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "device": "cpu"}
 
 
-class Evil:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.mark),)
-
-
 def program(mark: Path) -> str:
     """The line of a data YAML that has Ultralytics make a folder where images are missing."""
     return f"download: import os; os.mkdir('{mark.as_posix()}')\n"
-
-
-@pytest.fixture
-def mark(tmp_path: Path) -> Path:
-    return tmp_path / "ran"
 
 
 @pytest.fixture
@@ -49,16 +33,6 @@ def evil(mark: Path, tmp_path: Path) -> Path:
     file = tmp_path / "evil.pt"
     torch.save({"model": Evil(mark)}, file)
     return file
-
-
-@pytest.fixture
-def own_data(tiny_data: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny data set."""
-    root = tmp_path / "own"
-    shutil.copytree(tiny_data.parent, root, ignore=shutil.ignore_patterns("*.cache"))
-    data = root / "data.yaml"
-    data.write_text(data.read_text().replace(tiny_data.parent.as_posix(), root.as_posix()))
-    return data
 
 
 # Data sets ------------------------------------------------------------------------------------------------------------

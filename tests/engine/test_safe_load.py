@@ -52,12 +52,6 @@ class Foreign(torch.nn.Module):
 
 
 @pytest.fixture
-def mark(tmp_path: Path) -> Path:
-    """A file that exists once a payload has run."""
-    return tmp_path / "ran"
-
-
-@pytest.fixture
 def evil(mark: Path, tmp_path: Path) -> Path:
     path = tmp_path / "evil.pt"
     torch.save({"model": Call(os.system, f"touch {mark}")}, path)
