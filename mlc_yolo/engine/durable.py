@@ -42,7 +42,7 @@ class DurableTrainer(DetectionTrainer):
             return
         last = Path(self.args.model)
         if last.parent.name == "weights":
-            self.args.save_dir = str(last.resolve().parent.parent)
+            self.args.save_dir = str(last.absolute().parent.parent)
         else:  # taken out of its run: a new folder is made
             self.args.save_dir, self.args.exist_ok = None, False
 
