@@ -255,11 +255,11 @@ class MLCValidator(DetectionValidator):
         names = getattr(model, "names", None)
         if not self.training and not self.args.single_cls and isinstance(names, dict):
             pairs = [(names.get(label), name) for label, name in self.data["names"].items()]
-            if other := [f"'{name}' in the data is '{theirs}' to the model" for theirs, name in pairs if theirs != name]:
-                further = ", and so on" if len(other) > 1 else ""
+            other = [f"'{name}' in the data is '{theirs}' to the model" for theirs, name in pairs if theirs != name]
+            if other:
                 LOGGER.warning(
-                    f"the data's classes are not the model's: {other[0]}{further}. Labels and detections are matched by "
-                    "their numbers"
+                    f"the data's classes are not the model's: {other[0]}{', and so on' if len(other) > 1 else ''}. "
+                    "Labels and detections are matched by their numbers"
                 )
         net = native(model)
         if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names) and not self.args.single_cls:
