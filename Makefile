@@ -33,7 +33,7 @@ test: $(VENV)/.installed-dev
 upstream: $(VENV)/.installed-dev $(UPSTREAM)/.installed
 	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -c \
 	  'from importlib.metadata import version as v; assert v("ultralytics") == "$(ULTRALYTICS)", v("ultralytics")'
-	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q tests/engine/test_compat.py tests/test_checkpoint_versions.py
+	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q tests/test_upstream.py tests/checkpoints/test_checkpoint_versions.py
 
 $(UPSTREAM)/.installed: $(VENV)/.installed-dev
 	rm -rf $(UPSTREAM)
@@ -44,7 +44,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py $(BENCH_ARGS)
 
 readme: $(VENV)/.installed
-	$(BIN)/python -m mlc_yolo.report.readme
+	$(BIN)/python -m mlc_yolo.paper.readme
 
 # Versions without what follows a plus, such as torch's +cpu: the database knows those. What it does not know fails.
 audit: $(VENV)/.installed-dev build/audit/.installed

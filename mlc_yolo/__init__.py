@@ -15,9 +15,9 @@ os.environ.setdefault("YOLO_AUTOINSTALL", "false")
 
 # Imported on first use: `import mlc_yolo` and `mlc-yolo --help` load neither torch nor ultralytics.
 _LAZY = {
-    "MLCYOLO": "mlc_yolo.engine.model",
-    "MLCTrainer": "mlc_yolo.engine.trainer",
-    "MLCValidator": "mlc_yolo.engine.validator",
+    "MLCYOLO": "mlc_yolo.model",
+    "MLCTrainer": "mlc_yolo.training.trainer",
+    "MLCValidator": "mlc_yolo.evaluation.validator",
 }
 
 __all__ = ["MLCYOLO", "MLCTrainer", "MLCValidator", "__version__"]

@@ -118,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options_help() -> str:
     """Return our options, a line each: name, default, values, purpose."""
-    from mlc_yolo.engine.options import specifications
+    from mlc_yolo.options.specification import specifications
 
     lines = []
     for name, spec in specifications().items():
@@ -142,7 +142,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """
     from ultralytics.cfg import DEFAULT_CFG_DICT, TASKS, merge_equals_args, parse_key_value_pair
 
-    from mlc_yolo.engine import options
+    from mlc_yolo.options import specification as options
 
     known = {**CONVERT, **SPLIT, **DEFAULT_CFG_DICT, **options.defaults()}
     known |= dict.fromkeys(("half", "int8", "end2end", "iterations", "space", "use_ray", "count", "save_dir"))
@@ -193,7 +193,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     ours, overrides = options.split(overrides)
     try:
         if mode == "assignments" and "assigner" in ours:
-            from mlc_yolo.engine.assignments import assigner_pair
+            from mlc_yolo.figures.assignments import assigner_pair
 
             overrides["assigner"] = ours.pop("assigner")
             assigner_pair(overrides["assigner"])
@@ -218,7 +218,7 @@ class _Command:
             run_demo(**overrides)
             return
         if mode == "convert":
-            from mlc_yolo.data.convert import convert
+            from mlc_yolo.conversion.convert import convert
 
             report = convert(**overrides)
             LOGGER.info(f"{report.text(most=20)}\nAll of it is in {report.output / 'report.txt'}. Train with:")
@@ -237,18 +237,18 @@ class _Command:
             if found.failed:
                 raise UsageError(f"{len(found.failed)} of the runs failed: {', '.join(found.failed)}")
             return
-        from mlc_yolo.engine.model import MLCYOLO
+        from mlc_yolo.model import MLCYOLO
 
         trust = overrides.pop("trust", False)
         if mode == "figure":
-            from mlc_yolo.engine.figures import draw_figure
+            from mlc_yolo.figures.draw import draw_figure
 
             name, other = overrides.pop("model", None), overrides.pop("other", None)
             model = None if name is None else MLCYOLO(name, trust=trust)
             draw_figure(overrides.pop("kind", ""), model, other=other, **overrides)
             return
         if mode == "reproduce":
-            from mlc_yolo.reproduce import prepare
+            from mlc_yolo.paper.reproduce import prepare
 
             planned = prepare(overrides.pop("row", ""), data=overrides.pop("data", ""), **overrides)
             self.model = MLCYOLO(planned.model, trust=trust)
@@ -332,7 +332,7 @@ def _special(word: str, rest: list[str]) -> int:
     from ultralytics.cfg import DEFAULT_CFG_PATH, handle_yolo_settings
     from ultralytics.utils import YAML, checks
 
-    from mlc_yolo.engine import options
+    from mlc_yolo.options import specification as options
 
     actions: dict[str, Callable[[], Any]] = {
         "checks": checks.collect_system_info,
@@ -344,7 +344,7 @@ def _special(word: str, rest: list[str]) -> int:
 
 
 def _pair(word: str, parser: Callable[[str], tuple[str, Any]]) -> tuple[str, Any]:
-    from mlc_yolo.engine import options
+    from mlc_yolo.options import specification as options
 
     try:
         name, value = parser(word)

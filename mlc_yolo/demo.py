@@ -37,7 +37,7 @@ def run_demo(**overrides: Any) -> Path:
     from ultralytics.utils import LOGGER, colorstr
 
     from mlc_yolo.data.resolve import resolve_data
-    from mlc_yolo.engine.model import MLCYOLO
+    from mlc_yolo.model import MLCYOLO
 
     arguments = {**DEFAULTS, **overrides}
     arguments["data"] = resolve_data(arguments["data"])

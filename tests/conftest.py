@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,26 @@ def tried(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
     counts: Counter[str] = Counter()
     yield counts
     request.node.user_properties.append((TRIED, dict(counts)))  # processes exchange plain types only
+
+
+@pytest.fixture
+def iou_aware() -> Callable[..., Any]:
+    """A function (name, image, num_classes=3) -> untrained IoU-aware model, the same every time; its scores differ."""
+    from nets import enliven
+    from ultralytics.nn.tasks import DetectionModel
+
+    from mlc_yolo.checkpoints.marker import write_marker
+    from mlc_yolo.heads.iou_aware import add_iou_channel
+
+    def make(name: str, image: torch.Tensor, num_classes: int = 3) -> DetectionModel:
+        torch.manual_seed(0)
+        model = DetectionModel(f"{name}.yaml", nc=num_classes, verbose=False).eval()
+        add_iou_channel(model.model[-1])
+        enliven(model, image)
+        write_marker(model, iou_head=True)
+        return model
+
+    return make
 
 
 @pytest.fixture

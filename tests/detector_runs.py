@@ -1,4 +1,4 @@
-"""Short trainings of small detectors, for the tests of the engine."""
+"""Short trainings of small detectors, for the tests of training and evaluation."""
 
 from __future__ import annotations
 

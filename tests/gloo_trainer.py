@@ -13,7 +13,7 @@ from torch import nn
 from ultralytics.utils import RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
-from mlc_yolo.engine.semi import SemiTrainer
+from mlc_yolo.training.semi_trainer import SemiTrainer
 
 
 class GlooTrainer(SemiTrainer):

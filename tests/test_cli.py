@@ -29,7 +29,7 @@ def _run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"]])
 def test_help_lists_modes_and_every_option(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from mlc_yolo.engine import options
+    from mlc_yolo.options import specification as options
 
     assert cli.main(words) == 0
     shown = capsys.readouterr().out

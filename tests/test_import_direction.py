@@ -14,13 +14,16 @@ import mlc_yolo
 PACKAGE = Path(mlc_yolo.__file__).parent
 # Read downwards: each line may import itself and the lines above.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"resources"}),
+    frozenset({"resources", "whole_files"}),
     frozenset({"boxes", "priors", "coding"}),
     frozenset({"assigners"}),
     frozenset({"losses", "metrics", "nms"}),
-    frozenset({"heads", "detectors", "data", "plots"}),
-    frozenset({"engine"}),
-    frozenset({"compare", "demo", "report", "reproduce", "rows"}),
+    frozenset({"heads", "detectors", "plots"}),
+    frozenset({"upstream", "options", "checkpoints", "data"}),
+    frozenset({"conversion"}),
+    frozenset({"evaluation", "training"}),
+    frozenset({"figures", "model"}),
+    frozenset({"compare", "demo", "report", "paper"}),
     frozenset({"cli", "__main__"}),
 )
 PURE = frozenset().union(*LAYERS[:4])

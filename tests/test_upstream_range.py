@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ultralytics
 
-from mlc_yolo.engine import compat
+from mlc_yolo import upstream as compat
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -33,7 +33,7 @@ def test_tests_are_installed_with_the_newest_and_run_beside_the_oldest_too() -> 
         ["make", "-n", "test"], cwd=ROOT, env=clean, capture_output=True, text=True, check=True
     ).stdout
     assert f'v("ultralytics") == "{compat.LOWEST}"' in planned
-    (run,) = [line for line in planned.splitlines() if "tests/engine/test_compat.py" in line]
+    (run,) = [line for line in planned.splitlines() if "tests/test_upstream.py" in line]
     assert run.startswith(f'PYTHONPATH="{ROOT}/build/ultralytics-{compat.LOWEST}"')
 
 

@@ -25,10 +25,10 @@ import torch
 import yaml
 from ultralytics.utils.torch_utils import get_cpu_info
 
+from mlc_yolo.checkpoints.safe_load import load_checkpoint
 from mlc_yolo.compare.parent import end_with_parent
 from mlc_yolo.compare.recording import record
-from mlc_yolo.engine.model import MLCYOLO
-from mlc_yolo.engine.safe_load import load_checkpoint
+from mlc_yolo.model import MLCYOLO
 
 try:
     import resource

@@ -22,8 +22,8 @@ from typing import Any
 from ultralytics.cfg import smart_value
 
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.engine import options
-from mlc_yolo.rows import canonical, refuse_unknown
+from mlc_yolo.options import specification as options
+from mlc_yolo.paper.rows import canonical, refuse_unknown
 
 #: Options whose one value may be a list.
 LIST_VALUED = frozenset({"classes", "freeze", "lr_steps", "unlabeled"})

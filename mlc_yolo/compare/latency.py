@@ -16,7 +16,7 @@ import cv2
 import yaml
 
 from mlc_yolo.compare.parent import end_with_parent
-from mlc_yolo.engine.model import MLCYOLO
+from mlc_yolo.model import MLCYOLO
 
 WARM_UP, ROUNDS = 5, 30
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlc_yolo.engine.model import MLCYOLO
-from mlc_yolo.engine.validator import LOWEST_CONFIDENCE, MLCValidator
+from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE, MLCValidator
 from mlc_yolo.metrics import divergence
 from mlc_yolo.metrics.records import Records
+from mlc_yolo.model import MLCYOLO
 
 Float32Array = NDArray[np.float32]
 

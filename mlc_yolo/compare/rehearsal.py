@@ -51,8 +51,8 @@ def refusals(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def _refusal(options: dict[str, Any], folder: str) -> str | None:
-    from mlc_yolo.engine.model import MLCYOLO
-    from mlc_yolo.engine.semi import SemiTrainer
+    from mlc_yolo.model import MLCYOLO
+    from mlc_yolo.training.semi_trainer import SemiTrainer
 
     class Started(Exception):
         """The trainer accepted everything."""

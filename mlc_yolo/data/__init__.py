@@ -1,1 +1,1 @@
-"""Data sets: the generated demo set and how a `data=` argument becomes a YAML that Ultralytics reads."""
+"""From `data=` to a loader: resolving, listing, images without labels, augmentation, label caches, splits."""

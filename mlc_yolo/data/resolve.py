@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from mlc_yolo.data import demo
 from mlc_yolo.data.data_yaml import SPLITS, check_settings, image_paths
+from mlc_yolo.data.demo_set import scenes
 from mlc_yolo.resources import resource_dir
 
 DEFAULT = "demo.yaml"
@@ -162,7 +162,7 @@ def _settings_file(path: Path) -> Path | None:
     return path if path.suffix.lower() in {".yaml", ".yml"} and path.is_file() else None
 
 
-def demo_spec(settings: dict[str, Any], source: Path) -> demo.DemoSpec:
+def demo_spec(settings: dict[str, Any], source: Path) -> scenes.DemoSpec:
     """Read the parameters of a demo set from its YAML.
 
     Args:
@@ -176,7 +176,7 @@ def demo_spec(settings: dict[str, Any], source: Path) -> demo.DemoSpec:
     generator, names, nc = rest.pop("generator"), rest.pop("names", None), rest.pop("nc", None)
     if generator != "demo":
         raise ValueError(f"{source}: the only generator is 'demo'; got {generator!r}.")
-    known = set(demo.DemoSpec.__dataclass_fields__) - {"names"}
+    known = set(scenes.DemoSpec.__dataclass_fields__) - {"names"}
     if unknown := sorted(set(rest) - known, key=str):
         raise ValueError(f"{source}: generator 'demo' takes {', '.join(sorted(known))}, names and nc; got {unknown}.")
     if isinstance(names, dict):
@@ -186,7 +186,7 @@ def demo_spec(settings: dict[str, Any], source: Path) -> demo.DemoSpec:
     if names is not None:
         rest["names"] = tuple(names)
     try:
-        spec = demo.DemoSpec(**rest)
+        spec = scenes.DemoSpec(**rest)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     if nc not in (None, len(spec.names)):
@@ -202,13 +202,13 @@ def cache_dir() -> Path:
     return (Path(shared).expanduser() / "mlc-yolo").absolute()
 
 
-def generated(spec: demo.DemoSpec) -> Path:
+def generated(spec: scenes.DemoSpec) -> Path:
     """The data.yaml of a demo set in the cache, drawn if it is not there whole.
 
     Raises:
         OSError: the cache folder cannot be written.
     """
-    version = json.dumps([demo.VERSION, asdict(spec)], sort_keys=True)
+    version = json.dumps([scenes.VERSION, asdict(spec)], sort_keys=True)
     target = cache_dir() / f"demo-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
     config = {"path": str(target), "train": "images/train", "val": "images/val", "names": dict(enumerate(spec.names))}
     text = yaml.safe_dump(config, sort_keys=False)
@@ -252,7 +252,7 @@ def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _publish(spec: demo.DemoSpec, target: Path, text: str) -> None:
+def _publish(spec: scenes.DemoSpec, target: Path, text: str) -> None:
     """Draw the set beside `target` and rename it into place; a damaged set there is removed first."""
     from ultralytics.utils import LOGGER
 
@@ -266,7 +266,7 @@ def _publish(spec: demo.DemoSpec, target: Path, text: str) -> None:
     try:
         new, old = work / "new", work / "old"
         new.mkdir()
-        demo.write_demo(spec, new)
+        scenes.write_demo(spec, new)
         files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
         sums = {name: _sha256(new / name) for name in files}
         (new / MANIFEST).write_text(json.dumps(sums, indent=0), encoding="utf-8")

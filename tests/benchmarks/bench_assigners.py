@@ -8,7 +8,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner
 
 from mlc_yolo.assigners import Predictions, Targets, build_assigner
 from mlc_yolo.assigners.candidates import flatten_targets, pairs_inside
-from mlc_yolo.engine import options
+from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors, grid_priors
 
 from .measuring import DEVICE, MIB, ON_GPU, Run, memory, show, synchronizations, timed

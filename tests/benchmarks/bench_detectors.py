@@ -20,8 +20,8 @@ from ultralytics.utils.nms import non_max_suppression
 
 from mlc_yolo.assigners import Schedule, build_assigner
 from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.engine import options
-from mlc_yolo.engine.detector_criterion import DetectorLoss
+from mlc_yolo.options import specification as options
+from mlc_yolo.training.detector_criterion import DetectorLoss
 
 from .measuring import DEVICE, Run, memory, show, timed
 

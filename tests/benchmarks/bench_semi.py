@@ -17,11 +17,11 @@ from ultralytics.utils import DEFAULT_CFG
 from mlc_yolo.assigners import Schedule, build_assigner
 from mlc_yolo.detectors.config import find_config
 from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.engine import options
-from mlc_yolo.engine.criterion import build_criterion
-from mlc_yolo.engine.detector_criterion import DetectorLoss
-from mlc_yolo.engine.distillation import SemiLoss
 from mlc_yolo.heads.iou_aware import add_iou_channel
+from mlc_yolo.options import specification as options
+from mlc_yolo.training.detector_criterion import DetectorLoss
+from mlc_yolo.training.semi_criterion import SemiLoss
+from mlc_yolo.training.yolo_criterion import build_criterion
 
 from .measuring import DEVICE, Run, memory, show, timed
 

@@ -10,7 +10,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionValidator
 
 from mlc_yolo.data.resolve import resolve_data
-from mlc_yolo.engine.validator import MLCValidator
+from mlc_yolo.evaluation.validator import MLCValidator
 
 from .measuring import DEVICE, Run, show, timed
 

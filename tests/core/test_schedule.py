@@ -14,7 +14,7 @@ from mlc_yolo.assigners import (
     TaskAligned,
     build_assigner,
 )
-from mlc_yolo.engine.options import defaults, settle, specifications
+from mlc_yolo.options.specification import defaults, settle, specifications
 
 
 def test_the_base_trains_the_warm_up_and_the_main_assigner_the_rest() -> None:

@@ -167,7 +167,7 @@ def test_restricted_loading_accepts_our_checkpoints(tmp_path: Path) -> None:
     code = (
         "import sys, torch\n"
         "from ultralytics.utils import SAFE_LOAD\n"
-        "from mlc_yolo.engine.model import MLCYOLO\n"
+        "from mlc_yolo.model import MLCYOLO\n"
         "assert SAFE_LOAD\n"
         "for path in sys.argv[1:]:\n"
         "    torch.save(MLCYOLO(path).model(torch.ones(1, 3, 64, 64))[0], path + '.out')\n"

@@ -19,9 +19,9 @@ from mlc_yolo.detectors.config import complete, find_config, settle
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.multibox import PYRAMIDS
 from mlc_yolo.detectors.weights import start_from
-from mlc_yolo.engine import options
-from mlc_yolo.engine.detector_criterion import DetectorLoss
 from mlc_yolo.heads.multibox import MultiBoxDetect
+from mlc_yolo.options import specification as options
+from mlc_yolo.training.detector_criterion import DetectorLoss
 
 from .lively import image
 
@@ -203,7 +203,7 @@ def test_restricted_loading_accepts_the_checkpoints(tmp_path: Path) -> None:
         torch.save({"model": model, "train_args": {}}, tmp_path / f"{i}.pt")
     code = (
         "import sys, torch\n"
-        "from mlc_yolo.engine.model import MLCYOLO\n"
+        "from mlc_yolo.model import MLCYOLO\n"
         "for path in sys.argv[1:]:\n"
         "    torch.save(MLCYOLO(path).model(torch.ones(1, 3, 64, 64))[0], path + '.out')\n"
     )

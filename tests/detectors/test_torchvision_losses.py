@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mlc_yolo.assigners import Role, Schedule
 from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.engine.detector_criterion import DetectorLoss
+from mlc_yolo.training.detector_criterion import DetectorLoss
 
 from .lively import fixed_statistics, image, loaded, torchvision_detector, torchvision_heads
 

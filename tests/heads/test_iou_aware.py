@@ -17,7 +17,7 @@ from ultralytics.nn.modules import OBB, Classify, Detect, Pose, RTDETRDecoder, S
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import strip_optimizer
 
-from mlc_yolo.engine.checkpoint import load_stock_weights, read_marker, wants_iou_channel, write_marker
+from mlc_yolo.checkpoints.marker import load_stock_weights, read_marker, wants_iou_channel, write_marker
 from mlc_yolo.heads.iou_aware import IoUAwareDetect, add_iou_channel, has_iou_channel, set_rescore
 
 # One family each; the P6 form wants image sides that are multiples of 64.
@@ -262,7 +262,7 @@ def test_classes_are_still_matched_by_name() -> None:
 
 def test_the_log_says_what_was_loaded_and_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr("mlc_yolo.engine.checkpoint.LOGGER.info", lines.append)
+    monkeypatch.setattr("mlc_yolo.checkpoints.marker.LOGGER.info", lines.append)
     load_stock_weights(_iou_aware(), _model())
     assert lines[-1] == "355/355 stock tensors loaded; the 6 tensors of the IoU channel start fresh"
     load_stock_weights(_iou_aware(), _iou_aware())

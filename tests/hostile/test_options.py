@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
-from mlc_yolo.engine import options
-from mlc_yolo.engine.stock_arguments import check_stock
+from mlc_yolo.options import specification as options
+from mlc_yolo.options.stock_arguments import check_stock
 
 #: Arguments of other modes, of the command line, or read by name later, where what is wrong with them is said.
 ELSEWHERE = {

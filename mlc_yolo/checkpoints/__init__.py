@@ -1,0 +1,1 @@
+"""Checkpoint files: read as data, written whole, marked with what they hold."""

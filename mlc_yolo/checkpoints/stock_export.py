@@ -1,0 +1,159 @@
+"""An IoU-aware model rewritten with stock layers only, exactly.
+
+The rewritten checkpoint opens in plain Ultralytics with no trace of this package, restricted loading included. It also
+serves the exporters that know stock heads only (`NEEDS_STOCK`).
+
+1. `Detect` takes the sigmoid of its class logits, so the class branch must give the log-odds z of
+   p = sigmoid(a) * sigmoid(b), a being the class logit and b the IoU logit.
+2. With 1/p = (1 + e^-a)(1 + e^-b): z = -log(1/p - 1) = -log(e^-a + e^-b + e^-(a+b)) = a - s(s(a) - b), where
+   s(x) = log(1 + e^x) is the softplus.
+3. `C3` is the stock block that evaluates two paths side by side: its forward is cv3(cat(m(cv1(x)), cv2(x))). With other
+   layers in it, it shows the class branch the regression tower, and carries a and b past a Softplus.
+4. The tower is shared with the regression branch, not copied: no weight is stored twice. PyTorch evaluates it twice;
+   the ONNX exporter merges the two evaluations.
+
+Every constant is 0, 1 or -1 and every trained weight is kept as it was, so half precision rounds the rewritten model as
+it rounds the original. The rewritten model is for inference: trained further by plain Ultralytics, its constants would
+be trained too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from copy import deepcopy
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch import nn
+from ultralytics import __version__
+from ultralytics.nn.modules import C3, Detect
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from mlc_yolo import whole_files
+from mlc_yolo.checkpoints import safe_load
+from mlc_yolo.heads.iou_aware import IoUAwareDetect
+
+__all__ = ["NEEDS_STOCK", "export_stock", "to_stock"]
+
+#: Export formats (the `format` argument) that must be given `to_stock(model)`. IMX replaces `_inference`, so it would
+#: drop the predicted IoU without a word; Hailo refuses subclasses of `Detect`. IMX also counts layers, and so refuses
+#: the rewritten head: what it takes is the rewrite of a model with `rescore` off, which is the stock head.
+NEEDS_STOCK: frozenset[str] = frozenset({"hailo", "imx"})
+
+
+def to_stock(model: DetectionModel) -> DetectionModel:
+    """Copy a detection model into stock layers with the same outputs.
+
+    Boxes are equal bit for bit; scores differ by float32 rounding, 3e-7 at most. A head with `rescore` off, or a stock
+    one, keeps its class branch: only the channel is dropped.
+
+    Args:
+        model: a detection model, IoU-aware or stock, fused or not; it is not changed.
+
+    Returns:
+        A `DetectionModel` with a `Detect` head, on the device and in the dtype of `model`. It carries no criterion.
+
+    Raises:
+        TypeError: `model` is not a detection model.
+    """
+    if not isinstance(model, DetectionModel):
+        raise TypeError(f"expected a detection model, got {type(model).__name__}; of a YOLO object, pass its `.model`")
+    stock = deepcopy(model)
+    stock.__class__ = DetectionModel
+    stock.criterion = None
+    stock.yaml = {key: value for key, value in stock.yaml.items() if key != "mlc"}
+    head = stock.model[-1]
+    if isinstance(head, IoUAwareDetect):
+        for prefix in ("", "one2one_"):
+            iou_convs: Iterable[nn.Conv2d] | None = getattr(head, f"{prefix}cv_iou", None)
+            towers: Iterable[nn.Sequential] | None = getattr(head, f"{prefix}cv2", None)
+            if head.rescore and iou_convs is not None and towers is not None:  # None: a branch `fuse()` dropped
+                rewritten = map(_rescored_class_branch, towers, getattr(head, f"{prefix}cv3"), iou_convs)
+                setattr(head, f"{prefix}cv3", nn.ModuleList(rewritten))
+            if hasattr(head, f"{prefix}cv_iou"):
+                delattr(head, f"{prefix}cv_iou")
+        del head.rescore
+        head.__class__ = Detect
+    return stock.train(model.training)
+
+
+def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:
+    """Write a checkpoint that plain Ultralytics opens, restricted loading included.
+
+    Args:
+        model: a detection model, or the path of a checkpoint.
+        path: the file to write, `.pt`. The weights are stored in half precision, as after every Ultralytics training.
+
+    Returns:
+        `path`.
+
+    Raises:
+        ValueError: `path` does not end in `.pt`.
+        TypeError: `model` is not a detection model.
+    """
+    path = Path(path)
+    if path.suffix != ".pt":
+        raise ValueError(f"expected a file name ending in .pt, got '{path}': Ultralytics tells formats by their suffix")
+    if isinstance(model, (str, Path)):
+        model, _ = safe_load.load_checkpoint(model)
+    stock = to_stock(model).half().to(memory_format=torch.contiguous_format).requires_grad_(False)
+    arguments = getattr(stock, "args", {})
+    arguments = arguments if isinstance(arguments, dict) else vars(arguments)
+    stock.args = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}
+    whole_files.save(
+        path,
+        {
+            "epoch": -1,
+            "model": stock,
+            "ema": None,
+            "train_args": stock.args,
+            "date": datetime.now().astimezone().isoformat(),
+            "version": __version__,
+            "license": "AGPL-3.0 License (https://ultralytics.com/license)",
+            "docs": "https://docs.ultralytics.com",
+        },
+    )
+    return path
+
+
+def _rescored_class_branch(tower: nn.Sequential, class_branch: nn.Sequential, iou_conv: nn.Conv2d) -> nn.Sequential:
+    """The class branch of one level with the predicted IoU multiplied in.
+
+    Three stages, the last one a convolution with K outputs, like the branch it replaces: exporters rely on it.
+
+    Args:
+        tower: the regression tower; all but its last layer are shared with the result.
+        class_branch: features (B, C, H, W) -> class logits (B, K, H, W).
+        iou_conv: features of the regression tower -> IoU logits (B, 1, H, W).
+    """
+    num_classes = int(class_branch[-1].out_channels)  # type: ignore[arg-type]
+    identity = torch.eye(num_classes)
+    ones, zeros = torch.ones(num_classes, 1), torch.zeros(num_classes, 1)
+    # each list names the channels that go in, each comment those that come out
+    logits = _side_by_side(class_branch, nn.Sequential(*tower[:-1], iou_conv), nn.Identity())  # a, b
+    to_u = _pointwise([identity, zeros, torch.zeros_like(identity), -ones])  # s(a), s(b), a, b -> u = s(a) - b
+    softplus_u = nn.Sequential(_side_by_side(nn.Softplus(), nn.Identity(), to_u), nn.Softplus())
+    terms = _side_by_side(softplus_u, nn.Identity(), nn.Identity())  # a, b -> s(u), a, b
+    to_z = _pointwise([-identity, identity, zeros])  # z = a - s(u)
+    return nn.Sequential(logits, terms, to_z).to(iou_conv.weight)
+
+
+def _side_by_side(first: nn.Module, second: nn.Module, then: nn.Module) -> C3:
+    """A module that computes then(cat(first(x), second(x)))."""
+    block = C3(2, 2, n=0)  # only its forward is wanted; its layers are replaced
+    block.cv1 = nn.Identity()
+    block.m = first
+    block.cv2 = second
+    block.cv3 = then
+    return block
+
+
+def _pointwise(columns: list[torch.Tensor]) -> nn.Conv2d:
+    """A 1x1 convolution with zero bias, whose weight is `columns` joined along the input channels."""
+    weight = torch.cat(columns, 1)
+    conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1)
+    conv.weight.data.copy_(weight[:, :, None, None])
+    nn.init.zeros_(conv.bias)
+    return conv

@@ -1,1 +1,0 @@
-"""The bridge to Ultralytics: model, trainer, validator, criterion, options."""

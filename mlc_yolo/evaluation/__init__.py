@@ -1,0 +1,1 @@
+"""What validation and prediction make of a model: detections, metrics, pictures."""

@@ -1,0 +1,1 @@
+"""Commands that gather what a figure needs: assignments, guidance, misaligned detections, amplification."""

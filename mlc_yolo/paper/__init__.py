@@ -1,0 +1,1 @@
+"""The papers' tables: rows, how a row is reproduced, and the README made from the results."""

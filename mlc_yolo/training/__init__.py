@@ -1,0 +1,1 @@
+"""Training: trainer, criteria, exact resume, durable saving."""

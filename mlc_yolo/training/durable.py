@@ -1,0 +1,245 @@
+"""A detection trainer whose runs survive being killed: whole files, and a resume that goes on exactly.
+
+1. Every checkpoint is written beside its place and moved there in one step, last.pt after the others: a run goes on
+   from last.pt, and what its epoch wrote beside it must be there by then.
+2. last.pt holds what upstream's does not; `training.exact_resume` says what, and what is exact for it.
+3. At the end both are stripped, and stand beside what they hold without pickles; see `checkpoints.tensors_file`.
+
+A resumed run's first epoch puts random states and pending gradients back as it begins, the latest moment before images
+are drawn: whatever was drawn to set the run up does not count.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
+from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
+
+from mlc_yolo import whole_files
+from mlc_yolo.checkpoints import tensors_file
+from mlc_yolo.training import exact_resume
+
+
+class DurableTrainer(DetectionTrainer):
+    """`DetectionTrainer` that can be killed at any point and resumed as if it had not been."""
+
+    args: Any
+    model: Any
+    ema: Any = None
+    last: Any
+    best: Any
+    _pending = 0  # batches since the last optimizer step
+    _put_off = 0  # batches by which a resumed run's first step is put off: upstream counts as if one had just been
+    _resumed: dict[str, Any] | None = None  # what last.pt keeps as `resume`, until the first epoch begins
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Restore the checkpoint's arguments as upstream does, but go on where the file lies: a run may be moved."""
+        super().check_resume(overrides)
+        if not self.resume or overrides.get("save_dir") is not None:
+            return
+        last = Path(self.args.model)
+        if last.parent.name == "weights":
+            self.args.save_dir = str(last.absolute().parent.parent)
+        else:  # taken out of its run: a new folder is made
+            self.args.save_dir, self.args.exist_ok = None, False
+
+    def _do_train(self) -> None:
+        """Train as upstream does; a run that was killed once all epochs were saved is only brought to its end."""
+        try:
+            super()._do_train()
+        except _Over:
+            LOGGER.info(f"All {self.epochs} epochs are done: finishing {self.last}")
+            self.epoch = self.epochs - 1
+            self.final_eval()
+            if RANK in {-1, 0}:
+                if self.args.plots:
+                    self.plot_metrics()
+                self.run_callbacks("on_train_end")
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Resume as upstream does, then put back what it does not keep."""
+        if self.resume and ckpt is not None and exact_resume.STUDENT in ckpt and ckpt["epoch"] + 1 >= self.epochs:
+            raise _Over
+        super().resume_training(ckpt)
+        if ckpt is None or not self.resume:
+            return
+        self._take_student(ckpt)
+        self._resumed = dict(ckpt.get(exact_resume.RESUME) or {})
+        self._forget_rows()
+        close = self.args.close_mosaic
+        if close and self.start_epoch > self.epochs - close:
+            # It was closed before the cut. Upstream would close it in the first epoch and start the loader anew, which
+            # gives another order of images. With nothing to close it does not; `_go_on` puts the option back.
+            self._close_dataloader_mosaic()
+            self._resumed["close_mosaic"], self.args.close_mosaic = close, 0
+
+    def _take_student(self, ckpt: dict[str, Any]) -> None:
+        """Give the model the weights that were being trained; upstream gives it the averaged ones."""
+        model, student = unwrap_model(self.model), ckpt.get(exact_resume.STUDENT)
+        if student is not None and all(value.isfinite().all() for value in student.values()):
+            model.load_state_dict({**model.state_dict(), **student})
+
+    def _forget_rows(self) -> None:
+        """Drop results of epochs that are trained again: the run was killed between their row and their checkpoint."""
+        if RANK not in {-1, 0} or not self.csv.exists():
+            return
+        header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= self.start_epoch]
+        whole_files.write(self.csv, "".join([header, *kept]).encode())
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Put random states and pending gradients back.
+
+        Args:
+            state: of the checkpoint; nothing of it if upstream wrote that.
+        """
+        self.args.close_mosaic = state.get("close_mosaic", self.args.close_mosaic)
+        if "pending" in state:
+            self.accumulate = state["accumulate"]
+            self._pending = state["pending"]
+            self._put_off = len(self.train_loader) * self.start_epoch - self._pending
+            exact_resume.restore_gradients(self.model, state["gradients"])
+        if "draws" in state and RANK == -1:  # the states are those of one process
+            self._redraw(state["draws"])
+
+    def _draws(self) -> dict[str, Any]:
+        """Return the states of what is drawn at random."""
+        return exact_resume.draws(self.train_loader)
+
+    def _redraw(self, state: dict[str, Any]) -> None:
+        """Put them back."""
+        exact_resume.redraw(state, self.train_loader)
+
+    def _model_train(self) -> None:
+        """Enter training mode, upstream's first act of every epoch; of a resumed run's first, go on."""
+        super()._model_train()
+        if self._resumed is not None:
+            self._go_on(self._resumed)
+            self._resumed = None
+
+    def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Return upstream's loader; one of training images can be brought to where it was."""
+        loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
+        return exact_resume.RecordedLoader.of(loader) if mode == "train" else loader
+
+    @property
+    def accumulate(self) -> int:
+        """Batches per optimizer step, as upstream counts them."""
+        return self._accumulate + self._put_off
+
+    @accumulate.setter
+    def accumulate(self, batches: int) -> None:
+        self._accumulate = batches
+
+    def _build_train_pipeline(self) -> None:
+        """Build upstream's loaders and optimiser, also where memory ran out: then counting starts anew."""
+        self._pending = self._put_off = 0
+        super()._build_train_pipeline()
+
+    def preprocess_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Preprocess as upstream does, and count."""
+        self._pending += 1
+        prepared: dict[str, Any] = super().preprocess_batch(batch)
+        return prepared
+
+    def optimizer_step(self) -> None:
+        """Step as upstream does, and count."""
+        super().optimizer_step()
+        self._pending = self._put_off = 0
+
+    def save_model(self) -> Any:
+        """Save as upstream does, but every file in one step, and last.pt with what it takes to go on exactly.
+
+        Raises:
+            OSError: a file cannot be written; the ones before are kept.
+        """
+        last, best = self.last, self.best
+        with _Staging(last.parent) as staging:
+            self.last, self.best, self.wdir = staging / last.name, staging / best.name, staging
+            try:
+                saved = super().save_model()
+            except OSError as error:
+                raise OSError(error.errno, f"{last} could not be written: {error}; the one before is kept") from error
+            finally:
+                self.last, self.best, self.wdir = last, best, last.parent
+            for file in sorted(staging.iterdir(), key=lambda file: file.name == last.name):
+                if file.name == last.name and self.ema is not None:
+                    whole_files.save(last, exact_resume.with_state(_read(file), self, self._state()))
+                else:
+                    whole_files.move(file, last.parent / file.name)
+        return saved
+
+    def _state(self) -> dict[str, Any]:
+        """Return what last.pt keeps of the run beside weights."""
+        recorded = isinstance(self.train_loader, exact_resume.RecordedLoader)  # not a loader of the user's own
+        return {
+            "accumulate": self._accumulate,
+            "pending": self._pending,
+            "gradients": exact_resume.gradients(self.model) if self._pending else {},
+            **({"draws": self._draws()} if recorded else {}),
+        }
+
+    def final_eval(self) -> None:
+        """Strip the checkpoints and validate best.pt as upstream does, but every file in one step."""
+        with torch_distributed_zero_first(LOCAL_RANK):
+            if RANK in {-1, 0}:
+                # last.pt comes last: while it is whole, the run can be resumed to be brought to its end.
+                results = _read(self.last).get("train_results") if self.last.exists() else None
+                if self.best.exists():
+                    _strip(self.best, {"train_results": results})
+                if self.last.exists():
+                    _strip(self.last, {})
+        if not self.best.exists():
+            return
+        LOGGER.info(f"\nValidating {self.best}...")
+        self.validator.args.plots = self.args.plots
+        self.validator.args.compile = False
+        self.metrics = self.validator(model=self.best)
+        self.metrics.pop("fitness", None)
+        self.epoch += 1  # upstream logs the best epoch's results as those of one more
+        self.run_callbacks("on_fit_epoch_end")
+        self.epoch -= 1
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """Return a checkpoint that upstream has just written for us."""
+    checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=False)
+    return checkpoint
+
+
+def _strip(file: Path, updates: dict[str, Any]) -> None:
+    """Strip a checkpoint as upstream does, and of what only resuming needs."""
+    resuming = (exact_resume.STUDENT, exact_resume.RESUME)
+    with _Staging(file.parent) as staging:
+        staged = staging / file.name
+        torch.save({name: value for name, value in _read(file).items() if name not in resuming}, staged)
+        stripped = strip_optimizer(staged, updates=updates)
+        whole_files.move(staged, file)
+    try:
+        tensors_file.save(file.with_suffix(tensors_file.SUFFIX), stripped["model"], stripped["train_args"])
+    except ValueError as error:  # layers of the user's own; the checkpoint is there
+        LOGGER.warning(str(error))
+
+
+class _Over(Exception):
+    """Raised where a run would resume of which every epoch is done."""
+
+
+class _Staging:
+    """A folder beside checkpoints where upstream writes them before they are put in place; gone at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / ".part"
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.folder, ignore_errors=True)  # of a run killed here
+        self.folder.mkdir(parents=True)
+        return self.folder
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,405 @@
+"""A detection trainer whose assigner, criterion and head are chosen by options; the rest is Ultralytics'."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn, optim
+from ultralytics.cfg import cfg2dict, get_cfg
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
+from ultralytics.utils.torch_utils import unwrap_model
+
+from mlc_yolo.assigners import Assigner, Schedule, build_assigner
+from mlc_yolo.checkpoints import model_yaml, safe_load
+from mlc_yolo.checkpoints.marker import load_stock_weights, wants_iou_channel, wants_warp, write_marker
+from mlc_yolo.data.datasets import build
+from mlc_yolo.data.fonts import provide_fonts
+from mlc_yolo.data.resolve import look_at_data, redraw_missing, resolve_data
+from mlc_yolo.detectors.config import find_config, inherit
+from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.detectors.weights import is_torchvision, start_from
+from mlc_yolo.evaluation.validator import MLCValidator
+from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
+from mlc_yolo.options import specification as options
+from mlc_yolo.options.stock_arguments import check_stock
+from mlc_yolo.training.detector_criterion import DetectorLoss
+from mlc_yolo.training.durable import DurableTrainer
+from mlc_yolo.training.yolo_criterion import build_criterion
+
+
+class MLCTrainer(DurableTrainer):
+    """`DetectionTrainer` with per-task assigners and a predicted-IoU channel.
+
+    Takes every argument of Ultralytics plus those of `cfg/mlc.yaml`. Works wherever a stock trainer does: Python,
+    command line, distributed workers, resuming.
+
+    Example:
+        >>> trainer = MLCTrainer(overrides={"model": "yolo11n.yaml", "assigner": "mlc"})  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    args: Any
+    model: Any
+    ema: Any = None
+    last: Any
+    best: Any
+
+    def __init__(
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+        *,
+        assigner: Assigner | None = None,
+    ) -> None:
+        """Check the options, then set up as upstream does.
+
+        Args:
+            cfg: base configuration.
+            overrides: arguments by name, ours included.
+            _callbacks: callbacks by event.
+            assigner: an assigner object to use instead of a named one, on a single device.
+
+        Raises:
+            ValueError: an option outside its domain, a warm-up that leaves nothing of the run, or a checkpoint that is
+                not data alone.
+            TypeError: an option of the wrong type.
+            SyntaxError: an unknown argument; the nearest known ones are named.
+        """
+        overrides = dict(overrides or {})
+        if assigner is not None:
+            overrides["assigner"] = options.CUSTOM
+        base = {**options.defaults(), **_checked(cfg2dict(cfg)), "trust": False}  # no file grants trust
+        overrides = _checked(overrides)
+        self.custom_assigner = assigner
+        trust = bool(overrides.get("trust"))
+        for name in ("pretrained", "distill_model"):
+            _check(overrides.get(name, base.get(name)), trust)
+        if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
+            split = overrides.get("split") or base.get("split")
+            overrides["data"] = resolve_data(overrides.get("data") or base.get("data"), split=split)
+            if RANK == -1:
+                look_at_data(overrides["data"], split=split)
+            # Older upstream versions hand a "session" over, which is no argument.
+            run = get_cfg(base, {name: value for name, value in overrides.items() if name != "session"})
+            self._refuse_missing_assigner(run.assigner)
+            options.warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
+            _refuse_late_steps(run.lr_steps, run.epochs)
+            if options.warmup_length(run.iou_warmup, None, run.epochs) >= max(run.epochs, 1):
+                raise ValueError(
+                    f"iou_warmup={run.iou_warmup:g} must end before the run of epochs={run.epochs}: "
+                    "the predicted IoU would never be trained"
+                )
+        provide_fonts()
+        super().__init__(base, overrides, _callbacks)
+        if RANK != -1:  # upstream counts the devices of this machine; there may be several
+            self.world_size = WORLD_SIZE
+        if assigner is not None and self.ddp:
+            raise ValueError("an assigner object trains on one device: choose one, such as device=0")
+        if self.args.augmentation == "ssd":
+            if self.data["channels"] != 3:
+                raise ValueError(
+                    f"augment=ssd distorts colours: expected images of 3 channels, {self.args.data} has "
+                    f"{self.data['channels']}"
+                )
+            if RANK in {-1, 0}:
+                LOGGER.info(
+                    "augment=ssd: mosaic, mixup, cutmix, copy_paste, hsv_*, degrees, translate, scale, shear, "
+                    "perspective, flipud, fliplr, bgr and augmentations have no effect"
+                )
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults.
+
+        Raises:
+            ValueError: the checkpoint is not data alone, or what has become of its data YAML is refused.
+        """
+        trust = self.args.trust
+        if self.args.resume:
+            safe_load.check(safe_load.resumed(self.args.resume), trust=trust)
+        super().check_resume(overrides)
+        for name, value in options.defaults().items():
+            if not hasattr(self.args, name):
+                setattr(self.args, name, value)
+        if not self.resume:
+            return
+        self.args.trust = trust  # the user's, whatever the checkpoint says
+        _check(self.args.distill_model, trust)
+        self._refuse_missing_assigner(self.args.assigner)
+        if self.custom_assigner is not None and self.args.assigner != options.CUSTOM:
+            raise ValueError(
+                f"this run trains with assigner={self.args.assigner}; it resumes with that, not with an assigner object"
+            )
+        redraw_missing(self.args.data)
+        self.args.data = resolve_data(self.args.data, split=self.args.split)
+
+    def get_model(
+        self, cfg: str | dict[str, Any] | None = None, weights: nn.Module | None = None, verbose: bool = True
+    ) -> DetectionModel:
+        """Return a detection model with the layers asked for, and the weights loaded.
+
+        Args:
+            cfg: model YAML or its content.
+            weights: model to take weights from.
+            verbose: log the model's summary.
+
+        Returns:
+            The model; every tensor of a stock checkpoint is in place.
+
+        Raises:
+            ValueError: options or data that this model cannot have.
+        """
+        verbose = verbose and RANK in {-1, 0}
+        config = cfg if isinstance(cfg, dict) and "detector" in cfg else find_config(cfg)
+        if config is not None:
+            return self._get_detector(config, weights, verbose)
+        if isinstance(weights, DetectorModel):
+            raise ValueError(f"expected weights of a YOLO, got those of a {weights.kind}: take its model YAML")
+        ours, _ = options.split(self.args)
+        quality = options.wanted_quality(ours)
+        if quality == "centerness" or self.args.align_gain:
+            name = "align_gain" if self.args.align_gain else "quality=centerness"
+            raise ValueError(f"{name} is for the ported detectors (FCOS and the like), not for YOLO: leave it out")
+        model = DetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
+        model.yaml = model_yaml.without_fetching(model.yaml)
+        self.set_model_names_for_load(model)
+        wanted = wants_iou_channel(None if quality is None else quality == "iou", weights)
+        if wanted:
+            add_iou_channel(model.model[-1])
+        self._set_ranking(model)
+        write_marker(model, iou_head=wanted, **self._facts(weights))
+        if weights is not None:
+            load_stock_weights(model, weights, verbose=verbose)
+        return model
+
+    def _get_detector(self, config: dict[str, Any], weights: nn.Module | None, verbose: bool) -> DetectorModel:
+        """Return a ported detector for the data's classes."""
+        quality = options.wanted_quality(options.split(self.args)[0])
+        if isinstance(weights, DetectorModel):
+            config = inherit(config, weights.yaml)
+        if quality is not None:
+            config = {**config, "quality": quality}
+        if config["detector"] == "rpn" and self.data["nc"] != 1:
+            raise ValueError(
+                f"an RPN proposes objects of one class, but {self.args.data} has {self.data['nc']}: "
+                "train with single_cls=True, which takes them for one"
+            )
+        nc = self.data["nc"]
+        if weights is None and is_torchvision(self.args.pretrained) and not self.resume:
+            model = start_from(config, self.args.pretrained, nc=nc)
+        else:
+            model = DetectorModel(config, nc=nc, ch=self.data["channels"], verbose=verbose)
+        self.set_model_names_for_load(model)
+        if weights is not None:
+            model.load(weights, verbose=verbose)
+        self._set_ranking(model)
+        write_marker(model, **self._facts(weights))
+        return model
+
+    def _facts(self, weights: nn.Module | None) -> dict[str, bool | str]:
+        """Return what the model's checkpoint shall say of this run, a resize taken over from `weights` included."""
+        resize = {"resize": "warp"} if wants_warp(self.args.resize, weights) else {}
+        return {"rescore": self.args.rescore, "nms_by": self.args.nms_by, **resize}
+
+    def _set_ranking(self, model: DetectionModel) -> None:
+        """Make the head rank its boxes as asked, and refuse what it has no layer for."""
+        if self.args.nms_by == "iou":
+            rank_by_iou(model.model[-1], True)
+        set_rescore(model, self.args.rescore)
+
+    def setup_model(self) -> Any:
+        """Set the model up as upstream does; torchvision weights and frozen stages are the detectors' own."""
+        source = self.args.pretrained
+        if is_torchvision(source) and not self.resume and not isinstance(self.model, nn.Module):
+            config = find_config(self.model)  # upstream would take the file for a checkpoint
+            if config is None:
+                raise ValueError(f"pretrained={source} holds torchvision weights, which model={self.model} cannot take")
+            self.model = self.get_model(cfg=config, verbose=RANK in {-1, 0})
+            ckpt = None
+        else:
+            if not self.resume:  # else `check_resume` has looked
+                _check(self.model, self.args.trust)
+            ckpt = super().setup_model()
+        if isinstance(self.model, DetectorModel):
+            asked = self.args.freeze
+            layers = list(asked) if isinstance(asked, list) else list(range(asked or 0))
+            self.args.freeze = [*layers, *(name for name in self.model.frozen if name not in layers)] or None
+        return ckpt
+
+    def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
+        """Build the data set as upstream does; of other images with `resize=warp` or `augment=ssd`."""
+        model = unwrap_model(self.model)
+        return build(
+            img_path,
+            self.args,
+            warp=wants_warp(None, _trained(model)),
+            ssd=self.args.augmentation == "ssd" and mode == "train",
+            data=self.data,
+            batch=batch,
+            mode=mode,
+            rect=mode == "val",
+            stride=max(int(model.stride.max()), 32),
+        )
+
+    def _close_dataloader_mosaic(self) -> None:
+        """End the mosaic as upstream does, where there is one."""
+        if self.args.augmentation != "ssd":
+            super()._close_dataloader_mosaic()
+
+    def _get_warmup_iterations(self, num_batches: int) -> int:
+        """Return `warmup_iters`, or what upstream's `warmup_epochs` comes to where it is empty."""
+        asked = self.args.warmup_iters
+        if asked is None:
+            iterations: int = super()._get_warmup_iterations(num_batches)
+            return iterations
+        if asked >= num_batches * self.epochs and not self.args.time:  # a timed run may turn out shorter than planned
+            raise ValueError(
+                f"warmup_iters={asked} must end before the run: epochs={self.epochs} of {num_batches} batches are "
+                f"{num_batches * self.epochs} iterations"
+            )
+        return int(asked)
+
+    def _setup_scheduler(self) -> None:
+        """Divide the learning rate by ten at `lr_steps`, where they are given; else as upstream does."""
+        super()._setup_scheduler()
+        steps = self.args.lr_steps
+        if steps:
+            self.lf = lambda epoch: 0.1 ** sum(epoch >= step for step in steps)
+            self.scheduler = optim.lr_scheduler.LambdaLR(self.optimizer, lr_lambda=self.lf)
+
+    def get_validator(self) -> MLCValidator:
+        """Return a validator that measures the divergence of the two tasks as well."""
+        validator = MLCValidator(
+            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+        )
+        validator.prepare_for(unwrap_model(self.model))
+        return validator
+
+    def set_class_weights(self) -> None:
+        """Compute class weights as upstream does, then attach the criterion, which reads them."""
+        super().set_class_weights()
+        self._attach_criterion()
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Resume as `DurableTrainer` does; upstream replaces the criterion of a dual-branch head: ours again."""
+        super().resume_training(ckpt)
+        if ckpt is None or not self.resume:
+            return
+        criterion = self._attach_criterion()
+        criterion = getattr(criterion, "supervised", criterion)
+        if hasattr(criterion, "update"):  # the branch weights follow the epoch, as upstream restores them
+            criterion.updates = self.start_epoch - 1
+            criterion.update()
+
+    def schedule(self) -> Schedule:
+        """Return which assigner trains in which epoch."""
+        model = _trained(unwrap_model(self.model))
+        kind, own = (model.kind, model.head.own_assigner) if isinstance(model, DetectorModel) else (None, None)
+        ours = options.settle(options.split(self.args)[0], kind)
+        vars(self.args).update(ours)
+        main = self.custom_assigner
+        if main is None:
+            main = build_assigner(self.args.assigner, ours, own=own)
+        warmup = options.warmup_length(self.args.assigner_warmup, self.args.assigner, self.epochs)
+        base = build_assigner(self.args.assigner_base, ours, own=own)
+        return Schedule(base, main, min(warmup, max(self.epochs - 1, 0)))
+
+    def validate(self) -> Any:
+        """Validate as upstream does; with `ema=False` the weights as they are."""
+        self._take_trained_weights()
+        return super().validate()
+
+    def _take_trained_weights(self) -> None:
+        """With `ema=False`, copy the weights to where upstream expects the averaged ones, buffers included."""
+        if self.ema is None or self.ema.enabled:
+            return
+        trained = unwrap_model(self.model).state_dict()
+        with torch.no_grad():
+            for name, tensor in self.ema.ema.state_dict().items():  # of a distilled model, the student
+                tensor.copy_(trained[name])
+
+    def save_model(self) -> Any:
+        """Save as `DurableTrainer` does, with `ema=False` the weights as they are."""
+        self._take_trained_weights()  # without a validation nothing has done it
+        return super().save_model()
+
+    def read_results_csv(self) -> dict[str, list[Any]]:
+        """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
+        import polars
+
+        try:
+            return polars.read_csv(self.csv, null_values=["nan"], infer_schema_length=None).to_dict(as_series=False)
+        except (OSError, polars.exceptions.PolarsError):
+            return {}
+
+    def _attach_criterion(self) -> Any:
+        model = _trained(unwrap_model(self.model))
+        common = {
+            "schedule": self.schedule(),
+            "prior_scale": self.args.mg_prior_scale,
+            "iou_gain": self.args.iou_gain,
+            "iou_warmup": options.warmup_length(self.args.iou_warmup, None, self.epochs),
+        }
+        if isinstance(model, DetectorModel):
+            model.criterion = DetectorLoss(model, **common, align_gain=self.args.align_gain)
+        else:
+            model.criterion = build_criterion(model, **common)
+        return model.criterion
+
+    def _model_train(self) -> None:
+        """Enter training mode, upstream's first act of every epoch, and tell the criterion which epoch it is."""
+        super()._model_train()
+        for name in getattr(unwrap_model(self.model), "frozen", ()):  # upstream's own test misses a norm of that name
+            unwrap_model(self.model).model.get_submodule(name).eval()
+        criterion: Any = _trained(unwrap_model(self.model)).criterion
+        warmup = criterion.schedule.warmup
+        if self.args.time and self.epoch < warmup:  # upstream re-estimates the run's length while it trains
+            criterion.schedule = self.schedule()
+            warmup = criterion.schedule.warmup
+        criterion.epoch = self.epoch
+        if self.ema:
+            self.ema.enabled = self.args.ema  # upstream makes a new one when it resumes or recovers
+            # It gives the validation losses; some upstream versions copy it before the criterion is attached.
+            _trained(self.ema.ema).criterion = criterion
+        if RANK in {-1, 0} and warmup and self.epoch in {self.start_epoch, warmup}:
+            stage = self.args.assigner_base if self.epoch < warmup else self.args.assigner
+            LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {warmup}")
+
+    def _refuse_missing_assigner(self, name: str) -> None:
+        """Refuse the name that stands for an assigner object when there is none: a checkpoint does not hold it."""
+        if name == options.CUSTOM and self.custom_assigner is None:
+            raise ValueError(
+                f"assigner={name} stands for an assigner object, which files do not hold: give it again in Python, "
+                "MLCYOLO(...).train(..., assigner=your_assigner)"
+            )
+
+
+def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with our options checked and under their own names."""
+    ours, stock = options.split(arguments)
+    check_stock(stock)
+    return {**stock, **options.check(ours)}
+
+
+def _check(file: Any, trust: bool) -> None:
+    """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
+    if isinstance(file, str | Path):
+        safe_load.check(file, trust=trust)
+
+
+def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:
+    if steps and steps[-1] >= epochs:
+        raise ValueError(
+            f"lr_steps={','.join(map(str, steps))} must lie within the run of epochs={epochs}: "
+            "the last step would never come. Give lr_steps=None for Ultralytics' schedule; "
+            "mlc-yolo reproduce moves a row's steps along with its epochs"
+        )
+
+
+def _trained(model: nn.Module) -> nn.Module:
+    """Return the model our loss trains: the student where upstream distils."""
+    return getattr(model, "student_model", model)

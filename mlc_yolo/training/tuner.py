@@ -1,0 +1,46 @@
+"""Hyperparameter evolution whose trainings run through our command line."""
+
+from __future__ import annotations
+
+import sys
+from inspect import signature
+from typing import Any
+
+from torch import nn
+from ultralytics.engine.tuner import Tuner
+
+from mlc_yolo.options import specification as options
+from mlc_yolo.upstream import training_command
+
+#: What starts one training; upstream appends `train key=value ...`.
+COMMAND = [sys.executable, "-m", "mlc_yolo.cli"]
+
+
+class MLCTuner(Tuner):
+    """Upstream's `Tuner` that carries our options to each training it starts."""
+
+    def __init__(
+        self, args: dict[str, Any], _callbacks: dict[str, Any] | None = None, *, model: nn.Module | None = None
+    ) -> None:
+        """Set up as upstream does.
+
+        Args:
+            args: training arguments, checked options of ours included; `space` as upstream's.
+            _callbacks: callbacks by event.
+            model: what upstream would otherwise build from `args`, as a YOLO; early 8.4 releases need none.
+        """
+        ours, stock = options.split(args)
+        given = {"model": model} if "model" in signature(Tuner.__init__).parameters else {}
+        super().__init__(stock, _callbacks, **given)
+        for name, value in {**options.defaults(), **ours}.items():
+            setattr(self.args, name, value)
+
+    def __call__(self, iterations: int = 300, cleanup: bool = True) -> None:
+        """Run the evolution.
+
+        Args:
+            iterations: trainings to run.
+            cleanup: delete the runs that were not best.
+        """
+        with training_command(COMMAND):
+            super().__call__(iterations=iterations, cleanup=cleanup)

@@ -1,0 +1,132 @@
+"""What we lean on in Ultralytics beyond its documented interface, each checked by `tests/test_upstream.py`.
+
+| upstream behaviour | who leans on it |
+|---|---|
+| `get_cfg` checks only the overrides' names against the base's | trainer: own options in the base |
+| `set_class_weights` runs once the model is on its device and the loaders are built | trainer: attaches the criterion |
+| `resume_training` may replace the criterion of a dual-branch head | trainer: attaches it again |
+| `_model_train` opens every epoch, `epoch` already set | trainer: tells the criterion the epoch |
+| `set_model_attributes` runs before the image size is checked and the loaders are built | semi: sizes to halve |
+| `_build_train_pipeline` makes the loaders, again where memory ran out | semi |
+| `resume_training` runs in every start, the average made | semi: its decay |
+| `_load_checkpoint_state` is how a run resumes and recovers: model loaded before, new average within | semi, trainer |
+| `_get_warmup_iterations(batches)` is the warm-up's length in batches | trainer: `warmup_iters` |
+| `_close_dataloader_mosaic` is what ends the mosaic, by the data set's `close_mosaic` | trainer: `augment=ssd` |
+| `ModelEMA.enabled` holds the average still; `decay` is an attribute, called with the updates | trainer, semi |
+| `ModelEMA` copies the model with its criterion, whose functions stay the same ones | semi |
+| a step is one `preprocess_batch`, then the model: `criterion(preds, batch)` with every entry | semi, distillation |
+| a criterion's items name the losses, also in `label_loss_items`; in validation some may be missing | distillation |
+| `final_eval` strips last.pt and best.pt in place, validates best.pt, logs it as one more epoch | durable |
+| `strip_optimizer(file, updates=)` gives what it writes, entries it does not know included | durable |
+| `build_dataloader` gives a loader with `batch_size`, to go through again and again; `drop_last` | semi |
+| a criterion that is no `nn.Module` stays out of `state_dict`, and is dropped on saving | criterion |
+| `E2ELoss(model, loss_fn)` builds both branches; only the one-to-one branch passes `tal_topk2` | criterion |
+| `get_assigned_targets_and_loss` returns ((positive, _, boxes, _, _), losses, items) | criterion |
+| `BboxLoss` weighs a positive by the sum of its `target_scores` and divides by `target_scores_sum` | criterion |
+| `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | IoU-aware head |
+| `forward` calls `forward_head(x, **one2many)`, then `_inference`, which calls `_get_decode_boxes` | IoU-aware head |
+| `C3.forward` is cv3(cat(m(cv1(x)), cv2(x))) | stock rewrite |
+| Hailo's exporter asks for `type(head) is Detect`; IMX's replaces `_inference` and counts modules | stock rewrite |
+| `DetectionModel.load` takes every tensor that agrees in name and shape | checkpoint |
+| keys of `model.yaml` the parser does not know are kept | checkpoint |
+| `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
+| `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
+| `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |
+| `Detect` in evaluation gives (decoded, raw), in training raw, by branch where there are two | assignments, semi |
+| `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |
+| `load_image(i)` brings the long side to `imgsz`; with `rect_mode=False`, both sides | data sets |
+| `labels[i]["shape"]` is the image's (H, W) while `rect` is off | data sets |
+| `build_yolo_dataset` makes a dataset by its global name `YOLODataset`, whatever that is | data sets |
+| `DetectionTrainer.build_dataset` and `DetectionValidator`'s call it with these arguments | data sets |
+| a `YOLODataset` makes its `transforms` and cached images by methods that a subclass may replace | data sets |
+| `get_labels` sets `im_files` to those it keeps, of all found; it opens caches by `_load_or_scan_cache` | data sets |
+| a sample's transforms see `img` in BGR, `cls` (M, 1) and `instances`; `Format` comes last | SSD's augmentation |
+| a `YOLODataset` finds and checks its images by hooks, `get_img_files` to `scan_summary` | images without labels |
+| `_load_or_scan_cache(path, hash)` gives (cache, known), the cache with `labels` and `msgs` | images without labels |
+| ... where there is none it is what `cache_labels(path)` gives | caches of labels |
+| a detection dataset has `labels[i]["cls"]`; its samples carry `ori_shape` and `ratio_pad` | assignments |
+| `read_results_csv` fills the checkpoint's `train_results` | trainer |
+| `Model._new` builds from a YAML; `train` leaves the building to the trainer while `ckpt` is None | model: detectors |
+| `setup_model` returns at once when the model is a module already | trainer: torchvision weights |
+| `freeze` entries may be names; whatever is not named is made to train | trainer: frozen stages |
+| `_setup_scheduler` sets `lf` and a `LambdaLR` `scheduler` | trainer: `lr_steps` |
+| `save_model` writes to `last`, `best` and below `wdir`, by these attributes, and reads none of them | durable |
+| `optimizer_step` is called where `batch - last step >= accumulate`, the last step being -1 at first | durable |
+| a run that begins with `close_mosaic=0` closes nothing and keeps its loader's iterator | durable: resuming |
+| `InfiniteDataLoader` goes on with one `iterator`, made by `_get_iterator` where there is none | exact resume |
+| ... which draws from `generator`; `_next_index` of torch's iterator passes over a batch | exact resume |
+| `buffer` lists the images that mosaics choose from; `load_image(i)` appends to it | exact resume |
+| `load_checkpoint` opens what `check_file` and `attempt_download_asset` make of a name | safe load |
+| `check_suffix` reads `clean_url(name)`'s last suffix, and takes an empty one for any | safe load |
+| `export_formats()["Suffix"]` lists what exported models end in | safe load |
+| `TorchVision` rows are (width, name, weights, ...); weights left out are fetched | model YAMLs |
+| `check_resume` goes on from the file given if it exists, else from `get_latest_run()` | safe load |
+| `parse_model` evaluates `activation`; layers are names of `nn`, `torchvision.ops` or its own module | safe load |
+| `Model._load` sets `model`, `ckpt`, `task`, `overrides`, `ckpt_path` and `model_name` | model: files without pickles |
+| class branches are `max(width, min(nc, 100))` wide, or as the weights' that were loaded | files without pickles |
+| `_predict_once` reads `f`, `i` and `save` of a model's layers | detectors |
+| exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
+| `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
+| `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
+| ... by `construct_result(pred, img, orig_img, img_path)`, an image each | predictor: resize |
+| a predictor's `setup_model` sets `model`; `pre_transform` is what resizes images, to `imgsz` (H, W) | predictor |
+| `Model.predict` makes a predictor of the class given while `predictor` is None | model: resize |
+| `scale_boxes(ratio_pad=((gain_y, gain_x), (0, 0)))` undoes each axis by its gain and clips | predictor, validator |
+| a validator's `get_model` runs before its loader is built | validator: resize |
+| `patches._image_open` is Pillow's own `Image.open`; upstream's replacement installs packages | convert |
+| `exif_size` gives an image's size as shown; `IMG_FORMATS` are the suffixes it reads | convert |
+| `checks.parse_version` gives a version as a tuple of numbers | compat: untested versions |
+| `check_font` takes any font matplotlib knows whose path holds the name | fonts |
+| `load_image` raises FileNotFoundError for what it cannot decode | data sets |
+| labels are cached beside the folder of the first image's labels, by its name with `.cache` | caches of labels |
+| `find_dataset_yaml(folder)` is the YAML read for a folder; `YAML.load` what is read of it | data YAMLs |
+| `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import ultralytics
+from ultralytics.utils import LOGGER
+from ultralytics.utils.checks import parse_version
+
+from mlc_yolo import __version__
+
+#: The oldest and the newest version that the tests are run with, and where `pyproject.toml` ends.
+LOWEST, NEWEST, BELOW = "8.4.170", "8.4.190", "8.5"
+
+
+@cache
+def warn_if_untested() -> None:
+    """Say, once, that the installed Ultralytics is not one that the tests are run with, nor between two of them."""
+    found = ultralytics.__version__
+    if not parse_version(LOWEST) <= parse_version(found) <= parse_version(NEWEST):
+        LOGGER.warning(
+            f"Ultralytics {found} is installed; mlc-yolo {__version__} was tested with {LOWEST} to {NEWEST}. "
+            f"If something fails: pip install ultralytics=={NEWEST}"
+        )
+
+
+@contextmanager
+def training_command(command: list[str]) -> Iterator[None]:
+    """Let the tuner start its trainings with `command`; upstream's own is put back whatever happens.
+
+    Upstream offers no argument for it, and a tuning that ran stock trainings would ignore our options without a word.
+
+    Args:
+        command: words to which upstream appends `train key=value ...`.
+    """
+    name = "_YOLO_CLI_COMMAND"
+    modules = [importlib.import_module(f"ultralytics.engine.{part}") for part in ("trainer", "tuner")]
+    stock = [(vars(module), vars(module)[name]) for module in modules if name in vars(module)]
+    try:
+        for module, _ in stock:
+            module[name] = command
+        yield
+    finally:
+        for module, original in stock:
+            module[name] = original

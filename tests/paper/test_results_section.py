@@ -1,0 +1,116 @@
+"""The README shows the options and the recorded runs as they are, and each run can be repeated from what it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from itertools import pairwise
+
+import pytest
+
+from mlc_yolo.paper.readme import README, Line, Table, options_table, read_lines, results_section, updated
+from mlc_yolo.paper.reproduce import COLUMNS
+from mlc_yolo.resources import resource_dir
+
+RECORDED = read_lines(resource_dir("cfg") / "paper" / "results.csv")
+ROW = "mlc_table3_retinanet"
+
+
+def line(command: str = f"mlc-yolo reproduce {ROW} data=a.yaml", **given: str) -> Line:
+    """A line of results.csv."""
+    told = {"row": ROW, "model": "m", "data": "a.yaml", "images": "9", "epochs": "2", "imgsz": "64", "batch": "4"}
+    told |= {"scale": "1.0", "seed": "0", "AP": "10.0", "version": "0.1.0", "device": "CPU", "hours": "0.5"}
+    return {**dict.fromkeys(COLUMNS, ""), **told, "command": command, **given}
+
+
+def cells(section: str, start: str) -> list[str]:
+    """The cells of a section's row that starts so."""
+    (found,) = (row for row in section.splitlines() if row.startswith(f"| {start}"))
+    return [cell.strip() for cell in found.strip("|").split(" | ")]
+
+
+def test_the_readme_is_what_its_sources_say() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert text == updated(text), "results.csv or mlc.yaml changed: run make readme and look at the difference"
+
+
+def test_a_readme_without_its_comments_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"made by make readme -->' and after it '<!-- end of options -->'"):
+        updated("Options:\n")
+    text = README.read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="end of results -->', once each"):
+        updated(text + "<!-- end of results -->")
+
+
+def test_every_recorded_run_is_shown_and_its_command_can_be_put_together() -> None:
+    shown: list[tuple[set[str], str]] = []
+    blocks = results_section(RECORDED).split("\n\n")
+    for table, command in ((block, after) for block, after in pairwise(blocks) if block.startswith("| row |")):
+        common = {*shlex.split(command.replace("\\\n", ""))} - {"seed=SEED"}
+        for row in table.splitlines()[2:]:
+            *_, seeds, _, own = row.strip("| ").split(" | ")
+            shown += [(common | {*shlex.split(own.strip("`-"))}, seed) for seed in seeds.split(", ")]
+    assert len(shown) == len(RECORDED) > 0
+    for each in RECORDED:
+        words = {word for word in shlex.split(each["command"]) if not word.startswith("seed=")}
+        assert (words, each["seed"]) in shown, each["command"]
+
+
+def test_seeds_are_averaged_and_a_single_one_has_no_spread() -> None:
+    lines = [line(AP="10.0", spearman="0.5"), line(AP="12.0", spearman="0.6", seed="1")]
+    lines.append(line(f"mlc-yolo reproduce {ROW} data=a.yaml lr0=0.1", AP="20.0", seed="1"))
+    table = Table.of(lines).markdown().splitlines()
+    head = "| row | AP | Spearman | seeds | the paper's | added to the command |"
+    assert table[table.index(head) :] == [
+        head,
+        "|---|---|---|---|---|---|",
+        f"| [RetinaNet](cfg/paper/{ROW}.yaml) | 11.0 ± 1.4 | 0.55 ± 0.07 | 0, 1 | AP 36.3 | - |",
+        f"| [RetinaNet](cfg/paper/{ROW}.yaml) | 20.0 | - | 1 | AP 36.3 | `lr0=0.1` |",
+        "",
+        f"    mlc-yolo reproduce {ROW} data=a.yaml seed=SEED",
+    ]
+
+
+def test_a_difference_from_the_paper_is_shown_only_where_runs_compare_with_it() -> None:
+    section = results_section([line(paper="36.3", difference="-0.3"), line(paper="36.3", difference="0.1", seed="1")])
+    assert "AP 36.3, difference -0.1 ± 0.3" in section
+    assert section.startswith("1 of the 60 rows of [cfg/paper](cfg/paper) has been run as its paper did")
+    assert cells(section, "MLC, table 3")[1:] == ["5", "1", "0", "4"]
+    assert "difference" not in results_section([line()])
+
+
+def test_rows_that_were_not_run_are_counted_as_that() -> None:
+    section = results_section([line()])
+    assert section.startswith("None of the 60 rows")
+    assert cells(section, "MLC, table 3")[1:] == ["5", "0", "1", "4"]
+    counts = [cells(section, title)[1:] for title in ("MLC", "Mutual", "SED") for title in _titles(section, title)]
+    assert [sum(map(int, column)) for column in zip(*counts, strict=True)] == [60, 0, 1, 59]
+
+
+def _titles(section: str, start: str) -> list[str]:
+    return re.findall(rf"^\| ({start}[^|]*?) \|", section, flags=re.M)
+
+
+def test_a_run_of_a_row_that_is_no_file_of_ours_has_its_name_alone() -> None:
+    section = results_section([line("mlc-yolo reproduce mine data=a.yaml", row="mine")])
+    assert cells(section, "`mine`") == ["`mine`", "10.0", "0", "-", "-"]
+
+
+def test_runs_of_other_data_models_or_lengths_stand_in_tables_of_their_own() -> None:
+    other = {"data": "b.yaml", "model": "n", "epochs": "3", "scale": "0.5"}
+    section = results_section([line(), *(line(**{name: value}) for name, value in other.items())])
+    assert section.count("| row |") == 5 and "9 training images (scale 0.5)" in section
+
+
+def test_a_long_command_is_broken_between_words() -> None:
+    words = [f"mlc-yolo reproduce {ROW} data=a.yaml", *(f"option{i}=[{i}, {i}]" for i in range(20))]
+    command = shlex.join(shlex.split(words[0]) + words[1:])
+    block = Table.of([line(command)]).markdown().split("\n\n")[-1]
+    assert max(map(len, block.splitlines())) <= 120 and block.count("\\\n") >= 3
+    assert shlex.split(block.replace("\\\n", "")) == [*shlex.split(command), "seed=SEED"]
+
+
+def test_a_bar_in_an_options_help_does_not_end_its_cell() -> None:
+    rows = options_table().splitlines()
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
+    assert any("\\|value - threshold\\|" in row for row in rows)

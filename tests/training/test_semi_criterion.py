@@ -1,0 +1,409 @@
+"""The criterion of images without labels: agreement is free, teachers are fixed, statistics stay, ranks add up."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from detectors.lively import lively_detector
+from nets import enliven
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import DEFAULT_CFG
+
+from mlc_yolo.assigners import Schedule, build_assigner
+from mlc_yolo.heads.iou_aware import add_iou_channel
+from mlc_yolo.options import specification as options
+from mlc_yolo.training.detector_criterion import DetectorLoss
+from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss, dense, pseudo_labels
+from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss, build_criterion
+
+NAMES = ["yolo11n", "yolo26n", "retinanet", "fcos"]
+every_net = pytest.mark.parametrize("name", NAMES)
+LABELS = {
+    "batch_idx": torch.tensor([0.0, 1.0]),
+    "cls": torch.tensor([[0.0], [2.0]]),
+    "bboxes": torch.tensor([[0.4, 0.5, 0.5, 0.4], [0.5, 0.6, 0.7, 0.6]]),
+}
+
+
+def photos(count: int = 2, seed: int = 1, height: int = 64, width: int = 128) -> Tensor:
+    """Smooth noise (count, 3, H, W) in [0, 1]."""
+    coarse = torch.rand(count, 3, height // 8, width // 8, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+
+
+def net(name: str) -> Any:
+    """An untrained net with a predicted IoU whose predictions vary, the same every time."""
+    if not name.startswith("yolo"):
+        return lively_detector(name, quality="iou", width=64, nc=3)
+    torch.manual_seed(0)
+    model: Any = DetectionModel(f"{name}.yaml", nc=3, verbose=False).eval()
+    model.args = DEFAULT_CFG
+    add_iou_channel(model.model[-1])
+    enliven(model, photos(seed=5))
+    if name == "yolo26n":  # its distances have no bins that keep them positive
+        with torch.no_grad():
+            for branch in (model.model[-1].cv2, model.model[-1].one2one_cv2):
+                for layers in branch:
+                    layers[-1].bias += 6
+    return model
+
+
+def learner(name: str) -> Any:
+    """That net in training mode, but normalising as in evaluation: it gives what its teacher gives."""
+    model = net(name).train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return model
+
+
+def supervised(model: Any, assigner: str = "tal") -> Any:
+    if isinstance(model, DetectionModel) and not hasattr(model, "kind"):
+        main = build_assigner(assigner, options.settle(options.defaults()))
+        return build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=1.0)
+    own = model.head.own_assigner
+    return DetectorLoss(model, schedule=Schedule(own, own, 0))
+
+
+def semi(student: Any, teacher: Any, mode: str = "sed", **given: Any) -> SemiLoss:
+    sed = mode == "sed"
+    criterion = SemiLoss(
+        supervised(student),
+        **{
+            "mode": mode,
+            "student": lambda: student,
+            "teacher": lambda: teacher,
+            "reweigh": sed,
+            "scale": sed,
+            "threshold": 0.3,
+            **given,
+        },
+    )
+    criterion.gain = 1.0
+    return criterion
+
+
+def batch(views: Tensor | None = None, strong: Tensor | None = None) -> dict[str, Any]:
+    found = {"img": photos(seed=3), **LABELS}
+    if views is not None:
+        found["unlabeled"] = {"weak": views, "strong": views if strong is None else strong}
+    return found
+
+
+def step(criterion: SemiLoss, model: Any, given: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    return criterion(model(given["img"]), given)
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def make_constant(model: Any) -> None:
+    """Let each level and cell predict the same: outputs at one scale are those at the other."""
+    head = model.model[-1]
+    layers = [module for module in head.modules() if isinstance(module, nn.Conv2d)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.zero_()
+            if layer.bias is not None:
+                layer.bias.copy_(torch.linspace(-1, 1, len(layer.bias)))
+
+
+# Agreement ------------------------------------------------------------------------------------------------------------
+
+
+@every_net
+@pytest.mark.parametrize("mode", ["soft", "sed"])
+@pytest.mark.parametrize("make", [learner, lambda name: net(name).train()], ids=["fixed", "by batch"])
+def test_a_student_that_is_its_teacher_learns_nothing(name: str, mode: str, make: Any) -> None:
+    """Whether layers normalise by their statistics or by the batch: the teacher's do as the student's."""
+    student, teacher = make(name), net(name).requires_grad_(False)
+    criterion = semi(student, teacher, mode, scale=False)
+    given = batch(photos())
+    losses, items = step(criterion, student, given)
+    learned = losses[-3:]
+    assert items["ssl_cls"].abs() < 1e-4 and items["ssl_scale"] == 0
+    assert items["ssl_box"].abs() < 1e-3
+    assert items["agree_cls"] == pytest.approx(1, abs=1e-5)
+    if make is learner or name != "yolo26n":  # whose boxes are inside out then, and overlap nothing
+        assert items["agree_iou"] == pytest.approx(1, abs=1e-4)
+    learned.sum().backward()
+    own = torch.cat([g.flatten() for g in gradients(student)]).norm()
+    student.zero_grad()
+    step(criterion, student, batch(photos(), photos(seed=9)))[0][-3:].sum().backward()
+    other = torch.cat([g.flatten() for g in gradients(student)]).norm()
+    assert own < 1e-2 * other
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+def test_the_scale_term_is_zero_where_both_scales_say_the_same(name: str) -> None:
+    """Constant heads predict one distance in strides everywhere, so level l at 1x is level l - 1 at half scale."""
+    student, teacher = learner(name), net(name).requires_grad_(False)
+    make_constant(student)
+    make_constant(teacher)
+    criterion = semi(student, teacher)
+    losses, items = step(criterion, student, batch(photos()))
+    assert items["ssl_scale"].abs() < 1e-3 and items["ssl_cls"].abs() < 1e-4
+    losses[-1].backward()
+    assert all(g.abs().max() < 1e-2 for g in gradients(student))
+
+
+@every_net
+def test_a_student_that_sees_otherwise_learns_in_every_term(name: str) -> None:
+    student, teacher = learner(name), net(name)
+    _, items = step(semi(student, teacher), student, batch(photos(), photos(seed=9)))
+    assert all(items[term] > 0 for term in ("ssl_cls", "ssl_scale"))
+    assert 0 < items["agree_cls"] < 1 and 0 < items["agree_iou"] < 1
+
+
+def test_descending_brings_the_student_to_the_teacher() -> None:
+    student, teacher = learner("yolo11n"), net("yolo11n").requires_grad_(False)
+    with torch.no_grad():
+        for p in student.model[-1].parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    criterion = semi(student, teacher, "soft")
+    optimizer = torch.optim.Adam(student.model[-1].parameters(), lr=3e-3)
+    given = batch(photos())
+    seen = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        losses, items = step(criterion, student, given)
+        seen.append((items["ssl_cls"].item(), items["agree_iou"].item()))
+        losses[-3:].sum().backward()
+        optimizer.step()
+    assert seen[-1][0] < 0.5 * seen[0][0] and seen[-1][1] > seen[0][1]
+
+
+# What is touched ------------------------------------------------------------------------------------------------------
+
+
+@every_net
+@pytest.mark.parametrize("mode", ["pseudo", "soft", "sed"])
+def test_no_gradient_and_no_statistic_reaches_the_teacher(name: str, mode: str) -> None:
+    student, teacher = net(name).train(), net(name)  # the teacher's parameters would take gradients
+    before = deepcopy(teacher.state_dict())
+    step(semi(student, teacher, mode), student, batch(photos(), photos(seed=9)))[0].sum().backward()
+    assert gradients(student) and not gradients(teacher)
+    after = teacher.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before) and not teacher.training
+
+
+def statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name}
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "retinanet"])
+@pytest.mark.parametrize("mode", ["pseudo", "sed"])
+def test_images_without_labels_leave_running_statistics_to_those_with(name: str, mode: str) -> None:
+    alone, student = net(name).train(), net(name).train()
+    fresh = statistics(student)
+    given = batch(photos(), photos(seed=9) * float("nan"))
+    supervised(alone)(alone(given["img"]), given)
+    layers = [module for module in student.modules() if isinstance(module, _BatchNorm)]
+    settings = [(layer.momentum, layer.track_running_stats, layer.training) for layer in layers]
+    step(semi(student, net(name), mode), student, given)
+    after, expected = statistics(student), statistics(alone)
+    assert layers and any(not torch.equal(fresh[key], after[key]) for key in fresh)
+    assert all(torch.equal(after[key], expected[key]) for key in expected)
+    assert settings == [(layer.momentum, layer.track_running_stats, layer.training) for layer in layers]
+
+
+def test_layers_are_put_right_after_an_error() -> None:
+    student = net("yolo11n").train()
+    with pytest.raises(RuntimeError):
+        step(semi(student, net("yolo11n")), student, batch(photos(), photos()[:, :2]))
+    assert all(m.track_running_stats for m in student.modules() if isinstance(m, _BatchNorm))
+
+
+@every_net
+def test_without_a_gain_or_views_or_gradients_nobody_is_asked(name: str) -> None:
+    student = learner(name)
+
+    def never() -> Any:
+        raise AssertionError("asked")
+
+    criterion = semi(student, None)
+    criterion.student = criterion.teacher = never
+    expected, names = supervised(student)(student(photos(seed=3)), batch())
+    criterion.gain = 0.0
+    idle, items = step(criterion, student, batch(photos()))
+    assert torch.equal(idle[:-3], expected) and not idle[-3:].any() and list(items) == [*names, *ITEMS]
+    criterion.gain = 1.0
+    assert torch.equal(step(criterion, student, batch())[0], idle)
+    with torch.no_grad():
+        judged, items = step(criterion, student, batch(photos()))
+    assert len(judged) == len(expected) and list(items) == list(names)
+
+
+@every_net
+def test_the_gain_weighs_what_is_learned_without_labels_alone(name: str) -> None:
+    student, teacher = learner(name), net(name)
+    criterion, given = semi(student, teacher), batch(photos(), photos(seed=9))
+    once, items = step(criterion, student, given)
+    criterion.gain = 2.5
+    more, again = step(criterion, student, given)
+    torch.testing.assert_close(more[:-3], once[:-3])
+    torch.testing.assert_close(more[-3:], 2.5 * once[-3:])
+    assert items["ssl_cls"] == pytest.approx(again["ssl_cls"].item())
+
+
+class _Capture(SemiLoss):
+    """Keeps what is compared."""
+
+    def _compare(self, student: Any, teacher: Any, sure: Tensor, trusted: Tensor, gains: Any) -> Any:
+        self.seen = [*getattr(self, "seen", []), (student, teacher, sure, trusted)]
+        return super()._compare(student, teacher, sure, trusted, gains)
+
+
+@every_net
+def test_the_finest_level_learns_no_boxes(name: str) -> None:
+    student, teacher = learner(name), net(name)
+    criterion = semi(student, teacher)
+    criterion.__class__ = _Capture
+    step(criterion, student, batch(photos(), photos(seed=9)))
+    strong, _, sure, trusted = criterion.seen[0]
+    finest = strong.sizes[0][0] * strong.sizes[0][1] * (strong.logits.shape[1] // sum(h * w for h, w in strong.sizes))
+    assert not trusted[:, :finest].any() and sure[:, :finest].all()
+    assert trusted[:, finest:].any() and not (trusted[:, finest:] > sure[:, finest:]).any()
+    small, paired, _, other = criterion.seen[1]
+    assert small.logits.shape == paired.logits.shape and other.shape == trusted[:, finest:].shape
+
+
+def test_a_copy_is_whole_and_knows_its_supervised_criterion() -> None:
+    student = net("yolo26n")
+    criterion = deepcopy(semi(student, student))
+    criterion.epoch, criterion.updates = 3, 2
+    assert criterion.supervised.one2many.epoch == 3 and criterion.supervised.updates == 2 and criterion.o2m == 0.8
+    criterion.update()
+    assert criterion.updates == 3 and criterion.o2m < 0.8 and isinstance(criterion.supervised, PerTaskE2ELoss)
+    with pytest.raises(AttributeError):
+        _ = criterion.nothing_of_that_name
+
+
+# Pseudo-labels --------------------------------------------------------------------------------------------------------
+
+
+def test_pseudo_labels_by_hand() -> None:
+    # Two images of 64 x 128 px, 3 anchors, 2 classes: a sure box, one it suppresses, one below the threshold.
+    decoded = torch.zeros(2, 6, 3)
+    decoded[0, :4] = torch.tensor([[32.0, 16, 16, 8], [33, 16, 16, 8], [100, 40, 20, 20]]).T
+    decoded[0, 4:] = torch.tensor([[0.1, 0.9], [0.8, 0.0], [0.6, 0.1]]).T
+    decoded[0, 4, 1], decoded[0, 5, 1] = 0.0, 0.8  # the second is of the first's class
+    found = pseudo_labels(decoded, (), (64, 128), end2end=False, threshold=0.7, nms_iou=0.7, max_det=300)
+    assert found["batch_idx"].tolist() == [0] and found["cls"].tolist() == [[1.0]]
+    torch.testing.assert_close(found["bboxes"], torch.tensor([[0.25, 0.25, 0.125, 0.125]]))
+
+
+def test_a_teacher_that_sees_nothing_gives_no_labels() -> None:
+    found = pseudo_labels(torch.zeros(3, 7, 5), (), (64, 64), end2end=False, threshold=0.7, nms_iou=0.7, max_det=300)
+    assert found["batch_idx"].shape == (0,) and found["cls"].shape == (0, 1) and found["bboxes"].shape == (0, 4)
+
+
+@every_net
+@pytest.mark.parametrize("threshold", [0.05, 0.999999])
+def test_pseudo_labels_are_learned_as_labels_are(name: str, threshold: float) -> None:
+    student, teacher = learner(name), net(name)
+    criterion = semi(student, teacher, "pseudo", threshold=threshold)
+    losses, items = step(criterion, student, batch(photos(), photos(seed=9)))
+    assert losses.isfinite().all() and items["ssl_scale"] == 0
+    assert (items["ssl_box"] > 0) == (threshold < 0.5) and items["ssl_cls"] > 0
+
+
+# Ranks ----------------------------------------------------------------------------------------------------------------
+
+
+def _blind_in_the_dark(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, dict[str, Any]]) -> None:
+    """Let a teacher see nothing in black images."""
+    decoded, raw = output
+    dark = inputs[0].flatten(1).amax(1) == 0
+    decoded[dark, 4:] = 0
+    for branch in raw.values() if "one2many" in raw else [raw]:
+        branch["scores"][dark] = -20
+
+
+def _losses(name: str, mode: str, weak: Tensor, strong: Tensor) -> Tensor:
+    student, teacher = learner(name), net(name)
+    teacher.register_forward_hook(_blind_in_the_dark)
+    criterion = semi(student, teacher, mode, threshold=0.2)
+    if name == "yolo11n":  # upstream's own assigner, run by upstream, normalises each rank by itself
+        criterion.supervised = supervised(student, "fcos")
+    none = {"batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
+    return step(criterion, student, {**batch(weak, strong), "img": weak, **none})[0][-3:].detach()
+
+
+def _rank(rank: int, store: str, name: str, mode: str, weak: Tensor, strong: Tensor, queue: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    half = slice(rank * len(weak) // 2, (rank + 1) * len(weak) // 2)
+    queue.put(_losses(name, mode, weak[half], strong[half]).tolist())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    # The one-to-one branch of a YOLO26 keeps upstream's assigner: its pseudo-labels have each rank's normaliser.
+    [*((name, "sed") for name in NAMES), ("yolo11n", "soft"), *((n, "pseudo") for n in NAMES if n != "yolo26n")],
+)
+@pytest.mark.parametrize("blind", [False, True])
+def test_two_ranks_equal_one_process(name: str, mode: str, blind: bool, tmp_path: Path) -> None:
+    weak, strong = photos(2), photos(2, seed=9)
+    if blind:  # the second rank's teacher
+        weak[1] = 0
+    expected = _losses(name, mode, weak, strong)
+    context = mp.get_context("fork")
+    queue = context.Queue()
+    ranks = [
+        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), name, mode, weak, strong, queue))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
+    for process in ranks:
+        process.join()
+    assert expected[0] > 0
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "fcos"])
+def test_half_precision_gives_about_the_same_terms(name: str) -> None:
+    # Large enough for several cells on the coarsest level at half the scale: on a CPU torch's bfloat16 convolution over
+    # one cell reads what is not initialised.
+    first, weak, strong = (photos(1, seed=seed, height=384, width=384) for seed in (3, 1, 9))
+    student, teacher, given = learner(name), net(name), batch(weak, strong)
+    given["img"] = first.expand(2, -1, -1, -1)
+    criterion = semi(student, teacher)
+    _, single = step(criterion, student, given)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses, half = step(criterion, student, given)
+    losses.sum().backward()
+    assert all(g.isfinite().all() for g in gradients(student))
+    for term in ITEMS:
+        assert half[term] == pytest.approx(single[term].item(), rel=0.25, abs=0.02), term
+
+
+def test_dense_predictions_are_those_the_head_decodes() -> None:
+    model = net("yolo11n")
+    criterion = supervised(model)
+    with torch.no_grad():
+        decoded, raw = model(photos())
+    found = dense(criterion, raw)
+    centre, size = decoded[:, :2].transpose(1, 2), decoded[:, 2:4].transpose(1, 2)
+    torch.testing.assert_close(found.boxes, torch.cat((centre - size / 2, centre + size / 2), 2), rtol=1e-4, atol=1e-3)
+    assert found.sizes == [(8, 16), (4, 8), (2, 4)] and found.distributions.shape == (2, 168, 4, 16)
+    torch.testing.assert_close(
+        decoded[:, 4:7].transpose(1, 2), found.logits.sigmoid() * found.quality.sigmoid()[..., None]
+    )
