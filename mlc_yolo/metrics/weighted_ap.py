@@ -1,16 +1,9 @@
 """COCO's AP of the same detections under many weightings of the images, at the cost of matching them once.
 
-Source: the definition that `pycocotools.cocoeval` computes (see `metrics.coco`). A weight says how often an image is in
-the set; every weight 1 gives pycocotools' numbers, and weight w those of a set with w copies of the image. That makes a
-bootstrap over images cheap:
-
-1. Detections are matched with objects per image and class, for 10 IoU thresholds and 4 ranges of area, as pycocotools
-   does. No weight changes that.
-2. A *lane* is one (area range, threshold, class). Its true positives in the order of their scores are its *steps*. For
-   each step we keep how many detections of each image count from the step before up to it (sparse, steps x images).
-3. Under weights, a product with that matrix and a running sum give the detections so far at each step, and so precision
-   and recall there. False positives between two steps only lower the precision of points that the envelope hides.
-4. The precision envelope is read at COCO's 101 recalls. AP is the mean over thresholds and classes that have objects.
+Source: the definition that `pycocotools.cocoeval` computes (see `metrics.coco`). Every weight 1 gives pycocotools'
+numbers. Detections are matched with objects per image and class, for 10 IoU thresholds and 4 ranges of area, as
+pycocotools does; each (area range, threshold, class) is then a lane of `metrics.lanes`. AP is the mean over thresholds
+and classes that have objects.
 """
 
 from __future__ import annotations
@@ -23,6 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask
 from scipy import sparse
 
+from mlc_yolo.metrics.lanes import MAX_DETECTIONS, THRESHOLDS, Lanes, mean_over_defined
 from mlc_yolo.metrics.records import Records
 
 BoolArray = NDArray[np.bool_]
@@ -32,14 +26,8 @@ Int64Array = NDArray[np.int64]
 #: What `WeightedAP` computes: COCO's numbers, and the mean rank correlation of score and IoU over objects.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "spearman")
 
-# As pycocotools.cocoeval.Params has them, in its floating-point arithmetic.
-_THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_RECALLS = np.linspace(0.0, 1.0, 101)
-_AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])
-_MAX_DETECTIONS = 100
+_AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])  # px^2, as pycocotools has them
 _AP50, _AP75 = 0, 5  # indices of thresholds
-
-_CHUNK = 32  # weightings at a time: more would not fit the processor's cache
 
 
 class WeightedAP:
@@ -66,9 +54,8 @@ class WeightedAP:
         """
         self.num_images, self.num_classes = len(records.images), len(records.names)
         self._objects = self._count_objects(records)
-        self._steps, self._image, self._lane = self._find_steps(_match(records), records)
-        starts = np.flatnonzero(np.diff(self._lane, prepend=-1))
-        self._starts, self._start = starts, np.repeat(starts, np.diff(starts, append=len(self._lane)))
+        num_lanes = len(_AREAS) * len(THRESHOLDS) * self.num_classes
+        self._lanes = Lanes(self._blocks(_match(records), records), num_lanes=num_lanes, num_images=self.num_images)
         rho = np.full(len(records.gt_image), np.nan) if records.spearman is None else records.spearman
         defined = ~np.isnan(rho)
         self._rho = np.stack(
@@ -86,60 +73,28 @@ class WeightedAP:
         """
         if weights is None:
             weights = np.ones((self.num_images, 1))
-        chunks = [self._evaluate(weights[:, i : i + _CHUNK]) for i in range(0, weights.shape[1], _CHUNK)]
-        return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in NAMES}
-
-    def by_threshold(self) -> Float64Array:
-        """Return AP at IoU 0.50, 0.55 ... 0.95 on the images as they are, (10,); nan where nothing is to judge."""
-        aps = self._aps(np.ones((self.num_images, 1)))[0]
-        return np.array([float(_mean(ap)[0]) for ap in aps])
-
-    def _aps(self, weights: Float64Array) -> Float64Array:
-        """Return (areas, thresholds, K, B) AP; nan for classes without objects, which COCO leaves out."""
-        objects = self._objects @ weights  # (areas * K, B)
-        shape = len(_AREAS), len(_THRESHOLDS), self.num_classes, weights.shape[1]
-        aps = np.zeros(shape)
-        if len(self._lane):
-            aps.reshape(-1, shape[-1])[self._lane[self._starts]] = self._lane_aps(weights, objects)
-        aps[np.broadcast_to(objects.reshape(shape[0], 1, *shape[2:]) == 0, shape)] = np.nan
-        return aps
-
-    def _evaluate(self, weights: Float64Array) -> dict[str, Float64Array]:
         weights = np.ascontiguousarray(weights, dtype=np.float64)
         aps = self._aps(weights)
         rho, defined = self._rho @ weights
         return {
-            "AP": _mean(aps[0]),
-            "AP50": _mean(aps[0, _AP50]),
-            "AP75": _mean(aps[0, _AP75]),
-            **{f"AP{size}": _mean(aps[i]) for i, size in enumerate("sml", start=1)},
+            "AP": mean_over_defined(aps[0]),
+            "AP50": mean_over_defined(aps[0, _AP50]),
+            "AP75": mean_over_defined(aps[0, _AP75]),
+            **{f"AP{size}": mean_over_defined(aps[i]) for i, size in enumerate("sml", start=1)},
             "spearman": np.divide(rho, defined, out=np.full_like(rho, np.nan), where=defined > 0),
         }
 
-    def _lane_aps(self, weights: Float64Array, objects: Float64Array) -> Float64Array:
-        """Return the AP of each lane that has steps, (lanes, B)."""
-        found = self._so_far(weights[self._image])
-        counted = self._so_far(self._steps @ weights)
-        precision = np.divide(found, counted, out=np.zeros_like(found), where=counted > 0)
-        # A running maximum from the back that forgets at each lane's end: the lane before it starts 2 higher.
-        shift = 2.0 * (self._lane[-1] - self._lane)[:, None]
-        envelope = np.maximum.accumulate((precision + shift)[::-1])[::-1] - shift
+    def by_threshold(self) -> Float64Array:
+        """Return AP at IoU 0.50, 0.55 ... 0.95 on the images as they are, (10,); nan where nothing is to judge."""
+        aps = self._aps(np.ones((self.num_images, 1)))[0]
+        return np.array([float(mean_over_defined(ap)[0]) for ap in aps])
 
-        area, label = self._lane // (len(_THRESHOLDS) * self.num_classes), self._lane % self.num_classes
-        total = objects[area * self.num_classes + label]
-        recall = np.divide(found, total, out=np.zeros_like(found), where=total > 0)
-        reached = (recall * 100 + 1e-7).astype(np.int64)  # then exactly, as _RECALLS are not quite hundredths
-        reached += recall >= _RECALLS[reached]
-        new = np.diff(reached, axis=0, prepend=0)
-        new[self._starts] = reached[self._starts]
-        aps: Float64Array = np.add.reduceat(envelope * new, self._starts, axis=0) / len(_RECALLS)
-        return aps
-
-    def _so_far(self, values: Float64Array) -> Float64Array:
-        """Return running sums that start anew with each lane; exact, as the values are whole numbers."""
-        sums = np.cumsum(values, axis=0)
-        before: Float64Array = sums[self._start] - values[self._start]
-        return sums - before
+    def _aps(self, weights: Float64Array) -> Float64Array:
+        """Return (areas, thresholds, K, B) AP; nan for classes without objects, which COCO leaves out."""
+        shape = len(_AREAS), len(THRESHOLDS), self.num_classes, weights.shape[1]
+        objects = (self._objects @ weights).reshape(shape[0], 1, *shape[2:])
+        lanes = np.broadcast_to(objects, shape).reshape(-1, shape[-1])
+        return self._lanes.average_precision(weights, lanes).reshape(shape)
 
     def _count_objects(self, records: Records) -> sparse.csr_array:
         """Count the objects of each (area range, class) in each image: (areas * K, I)."""
@@ -149,28 +104,14 @@ class WeightedAP:
         shape = len(_AREAS) * self.num_classes, self.num_images
         return sparse.csr_array((np.ones(len(rows)), (rows, records.gt_image[which])), shape)
 
-    def _find_steps(self, matched: _Matched, records: Records) -> tuple[sparse.csr_array, Int64Array, Int64Array]:
-        """Return the counts (S, I), each step's image (S,) and its lane (S,), rising."""
+    def _blocks(self, matched: _Matched, records: Records) -> Iterator[tuple[Int64Array, Int64Array, BoolArray]]:
+        """Yield lane, image and truth of the detections that count, a block per area range and threshold."""
         image, label = records.image[matched.index], records.labels[matched.index]
-        counts, images, lanes = [], [], []
         for area in range(len(_AREAS)):
-            for threshold in range(len(_THRESHOLDS)):
-                true = matched.true[:, area, threshold]
-                steps = np.flatnonzero(true)
-                if not len(steps):
-                    continue
-                next_step = np.minimum(np.cumsum(true) - true, len(steps) - 1)
-                # What follows a class's last step has no effect: it reaches no further recall.
-                counts_at = matched.counted[:, area, threshold] & (label[steps][next_step] == label)
-                counts_at &= np.arange(len(label)) <= steps[next_step]
-                entries = np.ones(counts_at.sum()), (next_step[counts_at], image[counts_at])
-                counts.append(sparse.csr_array(entries, (len(steps), self.num_images)))
-                images.append(image[steps])
-                lanes.append((area * len(_THRESHOLDS) + threshold) * self.num_classes + label[steps])
-        none = np.empty(0, dtype=np.int64)
-        if not counts:
-            return sparse.csr_array((0, self.num_images)), none, none
-        return sparse.csr_array(sparse.vstack(counts)), np.concatenate(images), np.concatenate(lanes)
+            for threshold in range(len(THRESHOLDS)):
+                counted = matched.counted[:, area, threshold]
+                lane = (area * len(THRESHOLDS) + threshold) * self.num_classes + label[counted]
+                yield lane, image[counted], matched.true[counted, area, threshold]
 
 
 @dataclass(frozen=True)
@@ -194,16 +135,16 @@ def _match(records: Records) -> _Matched:
     group = np.diff(label[order], prepend=-1).astype(bool) | np.diff(image[order], prepend=-1).astype(bool)
     first = np.flatnonzero(group)
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-    order = order[rank < _MAX_DETECTIONS]
+    order = order[rank < MAX_DETECTIONS]
 
     boxes, objects = _xywh(records.boxes[order]), _xywh(records.gt_boxes)
     outside = ~_inside(objects)
-    counted = np.repeat(_inside(boxes).T[:, :, None], len(_THRESHOLDS), axis=2)  # of those not matched
+    counted = np.repeat(_inside(boxes).T[:, :, None], len(THRESHOLDS), axis=2)  # of those not matched
     true = np.zeros_like(counted)
     for found, there in _groups(image[order] * len(records.names) + label[order], records):
         ious = np.asarray(mask.iou(boxes[found], objects[there], np.zeros(len(there))))
-        near = ious.max(1) >= _THRESHOLDS[0]
-        free = np.ones((len(_AREAS), len(_THRESHOLDS), len(there)), dtype=bool)
+        near = ious.max(1) >= THRESHOLDS[0]
+        free = np.ones((len(_AREAS), len(THRESHOLDS), len(there)), dtype=bool)
         for i, iou in zip(found[near], ious[near], strict=True):
             _take(free, iou, outside[:, there], true[i], counted[i])
     by_class = np.lexsort((image[order], -score[order], label[order]))
@@ -220,7 +161,7 @@ def _take(free: BoolArray, iou: Float64Array, outside: BoolArray, true: BoolArra
         true: (areas, thresholds), written.
         counted: (areas, thresholds), written where the detection takes an object.
     """
-    open_to = free & (iou >= _THRESHOLDS[:, None])
+    open_to = free & (iou >= THRESHOLDS[:, None])
     preferred = open_to & ~outside[:, None]
     inside: BoolArray = np.any(preferred, axis=2)
     rivals = np.where(np.where(inside[..., None], preferred, open_to), iou, -1.0)
@@ -261,12 +202,3 @@ def _inside(xywh: Float64Array) -> BoolArray:
     area = xywh[:, 2] * xywh[:, 3]
     inside: BoolArray = (area >= _AREAS[:, :1]) & (area <= _AREAS[:, 1:])
     return inside
-
-
-def _mean(aps: Float64Array) -> Float64Array:
-    """Return the mean over all axes but the last, nan left out; nan where all are."""
-    values = aps.reshape(-1, aps.shape[-1])
-    defined = (~np.isnan(values)).sum(0)
-    total: Float64Array = np.nansum(values, axis=0)
-    mean: Float64Array = np.divide(total, defined, out=np.full_like(total, np.nan), where=defined > 0)
-    return mean
