@@ -62,7 +62,7 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
         "channels": model.yaml.get("channels", 3),
         "train_args": train_args or {},
     }
-    metadata = json.dumps(told, default=str)
+    metadata = whole_files.json_text(told, default=str)
     state = model.state_dict()
     with torch.random.fork_rng(devices=[]):  # building draws weights
         built = _build(json.loads(metadata), state)
@@ -157,7 +157,7 @@ def _encoded(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
         start, end = end, end + len(part)
         header[name] = {"dtype": types[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
         parts.append(part)
-    text = json.dumps(header, separators=(",", ":")).encode()
+    text = whole_files.json_text(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return b"".join([len(text).to_bytes(8, "little"), text, *parts])
 

@@ -15,6 +15,7 @@ from typing import Any
 import cv2
 import yaml
 
+from mlc_yolo import whole_files
 from mlc_yolo.compare.parent import end_with_parent
 from mlc_yolo.model import MLCYOLO
 
@@ -51,6 +52,4 @@ if __name__ == "__main__":
     _file = Path(sys.argv[1])
     _told = yaml.safe_load(_file.read_text())
     _found = measure(_told["models"], _told["images"], sys.argv[2])
-    _part = _file.with_suffix(".part")
-    _part.write_text(yaml.safe_dump({**_told, "milliseconds": _found}))
-    _part.replace(_file)
+    whole_files.write(_file, yaml.safe_dump({**_told, "milliseconds": _found}))

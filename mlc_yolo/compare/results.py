@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mlc_yolo import whole_files
 from mlc_yolo.compare.cell import RECORDS, SPECIFICATION, read_epochs
 from mlc_yolo.compare.grid import Cell, Grid, plan
 from mlc_yolo.metrics.bootstrap import Difference, draw_images, paired_differences
@@ -287,13 +289,12 @@ def _known(value: float) -> float | None:
 
 def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV in one step; None is nothing."""
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
-        if rows:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-    part.replace(path)
+    table = io.StringIO(newline="")
+    if rows:
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    whole_files.write(path, table.getvalue())
 
 
 def _block(rows: Sequence[Mapping[str, Any]]) -> str:

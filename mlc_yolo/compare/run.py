@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, SETTINGS
 
-from mlc_yolo import __version__
+from mlc_yolo import __version__, whole_files
 from mlc_yolo.compare import executors
 from mlc_yolo.compare.cell import LAST, LOG, SPECIFICATION, read_epochs
 from mlc_yolo.compare.grid import PLACE, Cell, Grid, plan
@@ -131,7 +131,7 @@ def _train(grid: Grid, pending: Sequence[Cell], folder: Path, run: Any) -> dict[
         place = folder / cell.name
         place.mkdir(exist_ok=True)
         told = {"options": cell.options, "digest": cell.digest, "version": __version__}
-        _write_whole(place / SPECIFICATION, yaml.safe_dump(told, sort_keys=False))
+        whole_files.write(place / SPECIFICATION, yaml.safe_dump(told, sort_keys=False))
         tasks.append(executors.Task(cell.name, "mlc_yolo.compare.cell", (str(place),), place / LOG))
     failed = {}
     progress = _Progress(grid, pending, folder)
@@ -209,7 +209,7 @@ def _measure_latency(grid: Grid, folder: Path, run: Any) -> None:
         before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         if {name: before.get(name) for name in told} == told and "milliseconds" in before:
             continue
-        _write_whole(path, yaml.safe_dump(told))
+        whole_files.write(path, yaml.safe_dump(told))
         tasks.append(executors.Task(data, "mlc_yolo.compare.latency", (str(path),), path.with_suffix(".log")))
     for task in tasks:  # one after the other: they would disturb one another
         for ended in run([task]):
@@ -267,13 +267,7 @@ def _write_grid(folder: Path, grid: Grid) -> None:
         "baseline": grid.chosen,
         "cells": {cell.name: cell.digest for cell in grid.cells},
     }
-    _write_whole(folder / GRID, yaml.safe_dump(told, sort_keys=False))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
+    whole_files.write(folder / GRID, yaml.safe_dump(told, sort_keys=False))
 
 
 @contextmanager

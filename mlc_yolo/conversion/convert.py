@@ -13,14 +13,13 @@ Everything is read before anything is written, and the output appears complete o
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlc_yolo import whole_files
 from mlc_yolo.conversion.coco_json import Id, load_coco, read_categories, read_coco
 from mlc_yolo.conversion.pictures import Picture, Problem
 from mlc_yolo.conversion.voc_xml import class_names, read_voc
@@ -134,20 +133,12 @@ def convert(
     if strict and report.problems:
         raise ValueError(f"strict=True: nothing was written.\n{report.text(most=20)}")
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    try:
-        (work / "new").mkdir()
-        how = write_set(work / "new", entries, report.names, link)
+    with whole_files.folder(target) as new:
+        how = write_set(new, entries, report.names, link)
         report.notes += [f"{number} images {verb}" for verb, number in how.items()]
         if len(parts) == 1:
             report.notes.append(f"split {next(iter(parts))} is both train and val in data.yaml: there is no other")
-        (work / "new" / "report.txt").write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
-        if target.exists():
-            target.rmdir()  # refuses if something has been put there since
-        (work / "new").rename(target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        (new / "report.txt").write_text(f"{report}\n", encoding="utf-8", errors="backslashreplace")
     return report
 
 

@@ -21,6 +21,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from mlc_yolo import whole_files
+
 FOLDER = "flags"
 VERSION = 1
 
@@ -47,8 +49,7 @@ def write_flags(root: Path, split: str, images: dict[str, dict[str, Any]]) -> No
         images: stem -> content, as the head of this file says.
     """
     (root / FOLDER).mkdir(exist_ok=True)
-    content = json.dumps({"version": VERSION, "images": images}, indent=0, allow_nan=False)
-    (root / FOLDER / f"{split}.json").write_text(content, encoding="utf-8")
+    whole_files.write_json(root / FOLDER / f"{split}.json", {"version": VERSION, "images": images}, indent=0)
 
 
 def read_flags(source: str | Path | Sequence[str | Path], split: str = "val") -> dict[str, ImageFlags]:

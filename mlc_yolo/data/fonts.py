@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from mlc_yolo import whole_files
 from mlc_yolo.data.resolve import cache_dir
 
 NAMES = ("Arial.ttf", "Arial.Unicode.ttf")
@@ -30,7 +30,5 @@ def provide_fonts() -> None:
         with suppress(OSError):
             if not font.exists():
                 font.parent.mkdir(parents=True, exist_ok=True)
-                unfinished = font.with_name(f".{os.getpid()}-{name}")  # several processes may do this at once
-                shutil.copyfile(source, unfinished)
-                unfinished.replace(font)
+                whole_files.write(font, source.read_bytes(), shared=True)
             font_manager.fontManager.addfont(font)

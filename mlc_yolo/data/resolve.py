@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import asdict
@@ -21,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from mlc_yolo import whole_files
 from mlc_yolo.data.data_yaml import SPLITS, check_settings, image_paths
 from mlc_yolo.data.demo_set import scenes
 from mlc_yolo.resources import resource_dir
@@ -258,26 +258,20 @@ def _publish(spec: scenes.DemoSpec, target: Path, text: str) -> None:
 
     LOGGER.info(f"Drawing the demo set ({spec.train_images} + {spec.val_images} images, once) into {target} ...")
     target.parent.mkdir(parents=True, exist_ok=True)
-    for left in target.parent.glob("partial-*"):
+    for left in target.parent.glob(".demo-*"):
         with suppress(FileNotFoundError):  # its owner has just removed it
             if time.time() - left.stat().st_mtime > ABANDONED:
                 shutil.rmtree(left, ignore_errors=True)
-    work = Path(tempfile.mkdtemp(prefix="partial-", dir=target.parent))
     try:
-        new, old = work / "new", work / "old"
-        new.mkdir()
-        scenes.write_demo(spec, new)
-        files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
-        sums = {name: _sha256(new / name) for name in files}
-        (new / MANIFEST).write_text(json.dumps(sums, indent=0), encoding="utf-8")
-        (new / "data.yaml").write_text(text, encoding="utf-8")
-        if not _complete(target, text):
-            with suppress(FileNotFoundError):
-                target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:  # another process was first
+        with whole_files.folder(target) as new:
+            scenes.write_demo(spec, new)
+            files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
+            sums = {name: _sha256(new / name) for name in files}
+            whole_files.write_json(new / MANIFEST, sums, indent=0)
+            (new / "data.yaml").write_text(text, encoding="utf-8")
             if not _complete(target, text):
-                raise
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+                with suppress(FileNotFoundError):
+                    target.rename(new.with_name("old"))
+    except OSError:  # another process was first
+        if not _complete(target, text):
+            raise

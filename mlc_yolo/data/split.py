@@ -31,6 +31,7 @@ import yaml
 from ultralytics.data.utils import check_det_dataset, img2label_paths
 from ultralytics.utils import LOGGER
 
+from mlc_yolo import whole_files
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.resolve import resolve_data
@@ -246,6 +247,4 @@ def _write(files: dict[Path, str]) -> None:
             raise FileExistsError(f"{file} exists with other content; nothing is written over. Name another output=.")
     for file, text in new.items():
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = file.with_name(f"{file.name}.part")  # a run that was stopped leaves no half list
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(file)
+        whole_files.write(file, text)  # a run that was stopped leaves no half list

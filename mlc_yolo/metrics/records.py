@@ -6,12 +6,14 @@ these, so that models can be compared image by image without running them again.
 
 from __future__ import annotations
 
-import os
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mlc_yolo import whole_files
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
@@ -83,19 +85,16 @@ class Records:
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         if self.spearman is not None:
             arrays["spearman"] = self.spearman
-        part = path.with_name(f".{path.name}.part")
-        with open(part, "wb") as file:
-            np.savez_compressed(
-                file,
-                **arrays,
-                images=np.array(self.images, dtype=np.str_),
-                name_labels=np.array(list(self.names), dtype=np.int64),
-                names=np.array(list(self.names.values()), dtype=np.str_),
-                digest=np.array(self.digest),
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        content = io.BytesIO()
+        np.savez_compressed(
+            content,
+            **arrays,
+            images=np.array(self.images, dtype=np.str_),
+            name_labels=np.array(list(self.names), dtype=np.int64),
+            names=np.array(list(self.names.values()), dtype=np.str_),
+            digest=np.array(self.digest),
+        )
+        whole_files.write(path, content.getvalue())
 
     @classmethod
     def load(cls, path: Path) -> Records:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from datetime import date
 from importlib.metadata import version
@@ -18,7 +17,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from mlc_yolo import __version__
+from mlc_yolo import __version__, whole_files
 from mlc_yolo.compare.results import Comparison
 from mlc_yolo.metrics.divergence import SCORE_THRESHOLD
 from mlc_yolo.metrics.reliability import BINS
@@ -46,9 +45,7 @@ def write_report(comparison: Comparison, path: str | Path) -> Path:
         The path.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(render(comparison), encoding="utf-8")
-    os.replace(part, path)
+    whole_files.write(path, render(comparison))
     return path
 
 

@@ -240,7 +240,7 @@ def test_a_generation_killed_half_way_is_completed_by_the_next_call(tmp_path: Pa
 
 
 def test_an_abandoned_folder_is_removed_and_a_fresh_one_is_left(cache: Path, tmp_path: Path) -> None:
-    old, fresh = cache / "partial-old", cache / "partial-fresh"
+    old, fresh = cache / ".demo-0123-old", cache / ".demo-0123-fresh"
     old.mkdir(parents=True)
     fresh.mkdir()
     os.utime(old, (0, 0))

@@ -15,7 +15,7 @@ import torch
 from detector_runs import detector_yaml, rows
 from ultralytics.utils import ROOT, YAML
 
-from mlc_yolo import MLCYOLO, whole_files
+from mlc_yolo import MLCYOLO
 from mlc_yolo.checkpoints.safe_load import check
 from mlc_yolo.training.exact_resume import RESUME, STUDENT
 
@@ -199,31 +199,3 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_says_so(cut: Any) -> None
     assert sorted(path.name for path in weights.iterdir()) == ["best.pt", "last.pt"]
     for path in weights.iterdir():
         assert torch.load(path, weights_only=False)["epoch"] == 0
-
-
-# Files ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "file.pt"
-    whole_files.write(file, b"old")
-    synced: list[int] = []
-    fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda descriptor: (synced.append(descriptor), fsync(descriptor)))
-    monkeypatch.setattr(Path, "replace", lambda self, target: pytest.fail("not synced") if not synced else _fail())
-    with pytest.raises(OSError, match=r"file\.pt could not be written: no space; file\.pt is as it was"):
-        whole_files.write(file, b"new")
-    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
-
-
-def _fail() -> None:
-    raise OSError(28, "no space")
-
-
-def test_a_file_that_was_not_there_is_not_there_after_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "write_bytes", lambda self, content: _fail())
-    with pytest.raises(OSError, match=r"could not be written: no space$"):
-        whole_files.save(tmp_path / "file.pt", {})
-    assert not list(tmp_path.iterdir())
