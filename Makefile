@@ -33,7 +33,7 @@ test: $(VENV)/.installed-dev
 upstream: $(VENV)/.installed-dev $(UPSTREAM)/.installed
 	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -c \
 	  'from importlib.metadata import version as v; assert v("ultralytics") == "$(ULTRALYTICS)", v("ultralytics")'
-	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q tests/test_upstream.py tests/checkpoints/test_checkpoint_versions.py
+	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q tests/test_upstream*.py tests/checkpoints/test_checkpoint_versions.py
 
 $(UPSTREAM)/.installed: $(VENV)/.installed-dev
 	rm -rf $(UPSTREAM)

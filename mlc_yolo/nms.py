@@ -11,6 +11,8 @@ several compete is ours (`select_detections`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms, box_iou, nms
@@ -54,7 +56,18 @@ def iou_guided_nms(
     return keep, scores[source].float()
 
 
-def select_detections(
+def select_detections(boxes: Tensor, scores: Tensor, **options: Any) -> Tensor:
+    """Turn the predictions of one image into its detections: `select_with_anchors` without the anchors.
+
+    Example:
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+        >>> select_detections(boxes, torch.tensor([[0.75], [0.5]]), confidence=0.1, iou_threshold=0.5, max_det=300)
+        tensor([[ 0.0000,  0.0000, 10.0000, 10.0000,  0.7500,  0.0000]])
+    """
+    return select_with_anchors(boxes, scores, **options)[0]
+
+
+def select_with_anchors(
     boxes: Tensor,
     scores: Tensor,
     *,
@@ -65,7 +78,7 @@ def select_detections(
     groups: Tensor | None = None,
     multi_label: bool = True,
     agnostic: bool = False,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Turn the predictions of one image into its detections.
 
     Without `predicted_ious` and `groups` this is Ultralytics' `non_max_suppression`, rounding included.
@@ -82,12 +95,8 @@ def select_detections(
         agnostic: boxes of different classes compete. If guided by IoU, a detection's class is that of its score.
 
     Returns:
-        (n, 6) float32 rows x1, y1, x2, y2, score, class; the largest score first.
-
-    Example:
-        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
-        >>> select_detections(boxes, torch.tensor([[0.75], [0.5]]), confidence=0.1, iou_threshold=0.5, max_det=300)
-        tensor([[ 0.0000,  0.0000, 10.0000, 10.0000,  0.7500,  0.0000]])
+        detections: (n, 6) float32 rows x1, y1, x2, y2, score, class; the largest score first.
+        anchors: (n,) int64, whose box each is.
     """
     boxes, scores = boxes.float(), scores.float()
     if multi_label:
@@ -115,7 +124,8 @@ def select_detections(
         # Ultralytics does in one dense image of ten.
         keep = source = nms(boxes + (rivals * CLASS_OFFSET)[:, None], score, iou_threshold)
     keep, source = keep[:max_det], source[:max_det]
-    return torch.cat((boxes[keep], score[source, None], label[source, None].float()), dim=1)
+    rows = torch.cat((boxes[keep], score[source, None], label[source, None].float()), dim=1)
+    return rows, anchor[keep]
 
 
 def _iou_guided(

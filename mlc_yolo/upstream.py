@@ -71,6 +71,10 @@
 | ... by `construct_result(pred, img, orig_img, img_path)`, an image each | predictor: resize |
 | a predictor's `setup_model` sets `model`; `pre_transform` is what resizes images, to `imgsz` (H, W) | predictor |
 | `Model.predict` makes a predictor of the class given while `predictor` is None | model: resize |
+| `non_max_suppression` takes its patience as `max_time_img`; `return_idxs` adds anchors | NMS for all |
+| a tracker that compares appearances sets `_feats`, what the head read; `get_obj_feats` picks cells | predictor |
+| augmented prediction is the model's own `_predict_augment`, of `_descale_pred` and `_clip_augmented` | augmentation |
+| `init_metrics` is a validator's first hook with the model; `inference` is where a predictor runs it | augmentation |
 | `scale_boxes(ratio_pad=((gain_y, gain_x), (0, 0)))` undoes each axis by its gain and clips | predictor, validator |
 | a validator's `get_model` runs before its loader is built | validator: resize |
 | `patches._image_open` is Pillow's own `Image.open`; upstream's replacement installs packages | convert |
@@ -81,6 +85,27 @@
 | labels are cached beside the folder of the first image's labels, by its name with `.cache` | caches of labels |
 | `find_dataset_yaml(folder)` is the YAML read for a folder; `YAML.load` what is read of it | data YAMLs |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
+
+Where upstream asks for an exact class or a class's name, so that a subclass of ours falls through. A test looks for
+such questions in the installed version's source and fails on one that is not listed.
+
+| where | what it asks | a subclass of ours |
+|---|---|---|
+| `nn/tasks.py` | `_predict_augment`: is the head `Detect`? | `evaluation.augmentation` augments it |
+| `nn/tasks.py` | `parse_model`: which layer is a row's? | a head becomes ours after the model was built |
+| `engine/exporter.py` | Hailo: is the head one of these? | YOLO goes as the stock rewrite, others are refused |
+| `engine/exporter.py` | Hailo: is it YOLO26's segment, pose, OBB head? | neither is a detection head |
+| `engine/model.py` | is the predictor of the class asked for? | made anew where it is not |
+| `models/yolo/model.py` | the same, of YOLOE's predictor | YOLOE is refused |
+| `models/yolo/classify/predict.py` | are these torchvision's transforms? | classification is upstream's own |
+| `solutions/solutions.py` | is it an `ObjectCropper`? | solutions are upstream's own |
+| `utils/callbacks/base.py` | has the class "Trainer" in its name? | every trainer of ours has |
+| `utils/export/*.py` | is it `Pose`, `Segment` or `Pose26`? | none is a detection head |
+| `utils/benchmarks.py` | is it an `AssertionError`? | with `verbose`, any other error ends a benchmark |
+| `utils/torch_utils.py` | are there quantised layers? | layers are upstream's |
+
+Two replace a head's methods instead of asking, whatever its class: Edge TPU's exporter `_get_decode_boxes`, which the
+ported heads do not call (refused), and IMX's `_inference` (above).
 """
 
 from __future__ import annotations

@@ -1,19 +1,23 @@
-"""From a head's decoded output to detections, where that takes more than Ultralytics' NMS.
+"""From a head's decoded output to detections, however long that takes.
 
-A head that hands on channels after its class scores (`extra_channels`) wants them in NMS: "iou" ranks, "level" keeps
-apart. Any other output goes to Ultralytics' own NMS.
+Ultralytics' NMS gives up after two seconds and 0.05 s an image, and leaves the rest of the batch without detections:
+on a busy machine the same weights would then measure less. Here it is given all the time it wants. A head that hands on
+channels after its class scores (`extra_channels`) wants them in NMS: "iou" ranks, "level" keeps apart. Its output goes
+to our own selection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
 
-from mlc_yolo.nms import select_detections
+from mlc_yolo.nms import select_with_anchors
 
 
 def native(model: nn.Module) -> nn.Module:
@@ -31,8 +35,13 @@ def extra_channels(model: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def detections(
-    prediction: Tensor,
+def detections(prediction: Any, extras: Sequence[str], **options: Any) -> list[Tensor]:
+    """Apply NMS to every image of a batch: `detections_with_anchors` without the anchors."""
+    return detections_with_anchors(prediction, extras, **options)[0]
+
+
+def detections_with_anchors(
+    prediction: Any,
     extras: Sequence[str],
     *,
     confidence: float,
@@ -41,42 +50,65 @@ def detections(
     agnostic: bool,
     multi_label: bool,
     classes: int | Sequence[int] | None = None,
-) -> list[Tensor]:
+    end2end: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
     """Apply NMS to every image of a batch.
 
+    Without extra channels the detections are those of Ultralytics' `non_max_suppression`, bit for bit, where that
+    comes to its end.
+
     Args:
-        prediction: (B, 4 + K + E, A): xywh px boxes, class scores, extra channels.
+        prediction: (B, 4 + K + E, A): xywh px boxes, class scores, extra channels; or (B, N, 6), the detections of a
+            model that needs no NMS: xyxy px, score, class. Of a list or tuple, the first entry.
         extras: the E names.
         confidence: scores above it count.
         iou_threshold: overlap from which a lower box is suppressed.
         max_det: detections per image.
         agnostic: let boxes of different classes compete.
         multi_label: let an anchor give a detection of each class.
-        classes: keep only these; an anchor whose best class is another gives its best among them.
+        classes: keep only these; of a head with extra channels, an anchor whose best class is another gives its best
+            among them.
+        end2end: the model needs no NMS, whatever the shape of its output.
 
     Returns:
-        B tensors (n, 6): xyxy px, score, class.
+        detections: B tensors (n, 6): xyxy px, score, class.
+        anchors: B int64 tensors (n,): which of the A (or N) each box is.
     """
-    found = []
-    num_classes = prediction.shape[1] - 4 - len(extras)
-    for image in prediction.float().transpose(1, 2):
+    dense: Tensor = prediction[0] if isinstance(prediction, list | tuple) else prediction
+    if not extras:
+        stock: tuple[list[Tensor], list[Tensor]] = non_max_suppression(
+            dense,
+            confidence,
+            iou_threshold,
+            classes,
+            agnostic,
+            multi_label,
+            max_det=max_det,
+            max_time_img=inf,
+            end2end=end2end,
+            return_idxs=True,
+        )
+        return stock[0], [anchors.long().flatten() for anchors in stock[1]]
+    num_classes = dense.shape[1] - 4 - len(extras)
+    rows, anchors = [], []
+    for image in dense.float().transpose(1, 2):
         boxes, scores, columns = image.split((4, num_classes, len(extras)), 1)
         if classes is not None:
             wanted = torch.as_tensor(classes, device=scores.device).flatten()
             scores = scores.where(torch.isin(torch.arange(num_classes, device=scores.device), wanted), 0)
         extra = dict(zip(extras, columns.unbind(1), strict=True))
         groups = extra.get("level")
-        found.append(
-            select_detections(
-                xywh2xyxy(boxes),
-                scores,
-                confidence=confidence,
-                iou_threshold=iou_threshold,
-                max_det=max_det,
-                predicted_ious=extra.get("iou"),
-                groups=None if groups is None else groups.long(),
-                multi_label=multi_label and num_classes > 1,
-                agnostic=agnostic,
-            )
+        selected, anchor = select_with_anchors(
+            xywh2xyxy(boxes),
+            scores,
+            confidence=confidence,
+            iou_threshold=iou_threshold,
+            max_det=max_det,
+            predicted_ious=extra.get("iou"),
+            groups=None if groups is None else groups.long(),
+            multi_label=multi_label and num_classes > 1,
+            agnostic=agnostic,
         )
-    return found
+        rows.append(selected)
+        anchors.append(anchor)
+    return rows, anchors

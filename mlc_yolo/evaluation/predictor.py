@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from ultralytics.utils.ops import convert_torch2numpy_batch, scale_boxes
 from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.fonts import provide_fonts
-from mlc_yolo.evaluation.postprocess import detections, extra_channels, native
+from mlc_yolo.evaluation.augmentation import augmenting
+from mlc_yolo.evaluation.postprocess import detections_with_anchors, extra_channels, native
+from mlc_yolo.heads.dense import DenseDetect
 
 
 class MLCPredictor(DetectionPredictor):
@@ -50,25 +53,49 @@ class MLCPredictor(DetectionPredictor):
         stretch = LetterBox(self.imgsz, scale_fill=True)
         return [stretch(image=image) for image in im]
 
+    def inference(self, im: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the model on a batch (B, 3, H, W), augmented where `augment` asks for it."""
+        with augmenting(native(self.model)) if self.args.augment else nullcontext():
+            return super().inference(im, *args, **kwargs)
+
     def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
         """Turn the model's output into `Results`, an image each."""
-        extras = extra_channels(self.model)
-        if not extras:
-            results: list[Any] = super().postprocess(preds, img, orig_imgs, **kwargs)
-            return results
-        found = detections(
-            preds[0] if isinstance(preds, list | tuple) else preds,
-            extras,
+        rows, anchors = detections_with_anchors(
+            preds,
+            extra_channels(self.model),
             confidence=self.args.conf,
-            iou_threshold=kwargs.pop("iou", self.args.iou),
+            iou_threshold=kwargs.pop("iou", self.args.iou),  # a tracker may look again, with another
             max_det=self.args.max_det,
             agnostic=self.args.agnostic_nms,
             multi_label=False,
             classes=self.args.classes,
+            end2end=getattr(self.model, "end2end", False),
         )
         if not isinstance(orig_imgs, list):
             orig_imgs = convert_torch2numpy_batch(orig_imgs)[..., ::-1]
-        return list(self.construct_results(found, img, orig_imgs))
+        levels = getattr(self, "_feats", None)  # what the head read, where a tracker compares appearances
+        features = None if levels is None else self.get_obj_feats(levels, self._cells(rows, anchors, levels))
+        results = list(self.construct_results(rows, img, orig_imgs, **kwargs))
+        for result, feature in zip(results, features or (), strict=False):
+            result.feats = feature
+        return results
+
+    def _cells(self, rows: list[Tensor], anchors: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
+        """Return the cell, over all levels, whose features describe a detection: B int64 tensors (n,).
+
+        A YOLO head has an anchor a cell. A ported one has several and hands on the best of them, so that its anchors
+        say nothing of cells: there it is the finest level's cell under the box's centre.
+        """
+        net: Any = native(self.model)
+        head = net.model[-1]
+        if not isinstance(head, DenseDetect):
+            return anchors
+        height, width = levels[0].shape[2:]
+        cells = []
+        for boxes in rows:
+            x, y = ((boxes[:, side] + boxes[:, side + 2]) / 2 / head.level_strides[0] for side in (0, 1))
+            cells.append(y.long().clamp(0, height - 1) * width + x.long().clamp(0, width - 1))
+        return cells
 
     def construct_result(self, pred: Tensor, img: Tensor, orig_img: np.ndarray, img_path: str) -> Results:
         """Map (n, 6) detections back to the original image, each axis by its own gain if the image was warped."""

@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 from detectors.lively import lively_detector
-from torch import Tensor
 from torchvision.ops import nms
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.nms import non_max_suppression
 from ultralytics.utils.ops import xywh2xyxy
 
 from mlc_yolo import MLCYOLO
@@ -29,33 +27,6 @@ OPTIONS: dict[str, Any] = {
     "agnostic": False,
     "multi_label": True,
 }
-
-
-def _predictions(classes: int, *extras: Tensor) -> Tensor:
-    """Two images of 60 boxes in a heap, (2, 4 + K + E, 60)."""
-    generator = torch.Generator().manual_seed(0)
-    boxes = torch.rand((2, 4, 60), generator=generator) * 40 + 20
-    return torch.cat((boxes, torch.rand((2, classes, 60), generator=generator), *extras), 1)
-
-
-@pytest.mark.parametrize(
-    "changes", [{}, {"agnostic": True}, {"multi_label": False}, {"classes": [0, 2]}, {"max_det": 3}]
-)
-def test_without_extra_channels_these_are_ultralytics_detections(changes: dict[str, Any]) -> None:
-    chosen = {**OPTIONS, **changes}
-    found = detections(_predictions(3), (), **chosen)
-    expected = non_max_suppression(
-        _predictions(3),
-        chosen["confidence"],
-        chosen["iou_threshold"],
-        chosen.get("classes"),
-        chosen["agnostic"],
-        chosen["multi_label"],
-        max_det=chosen["max_det"],
-    )
-    for ours, theirs in zip(found, expected, strict=True):
-        assert len(ours) > 0
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 
 def _row(x: float, score: float, *extras: float) -> list[float]:

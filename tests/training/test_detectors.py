@@ -17,7 +17,7 @@ from torchvision.models import resnet18
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.assigners import MutualLabeling, StaticAssigner
-from mlc_yolo.evaluation.validator import MLCMetrics
+from mlc_yolo.evaluation.detection_metrics import MLCMetrics
 from mlc_yolo.metrics.proposals import NAMES
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.trainer import MLCTrainer
