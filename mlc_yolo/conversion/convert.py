@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from mlc_yolo import whole_files
-from mlc_yolo.conversion.coco_json import Id, load_coco, read_categories, read_coco
-from mlc_yolo.conversion.pictures import Picture, Problem
-from mlc_yolo.conversion.voc_xml import class_names, read_voc
-from mlc_yolo.conversion.yolo_set import ROLES, count, label_pictures, write_set
+from mlc_yolo.conversion.coco_json import class_names as coco_names
+from mlc_yolo.conversion.coco_json import load_coco, read_categories, read_coco
+from mlc_yolo.conversion.pictures import Kind, Picture, Problem
+from mlc_yolo.conversion.voc_xml import class_names as voc_names
+from mlc_yolo.conversion.voc_xml import read_voc
+from mlc_yolo.conversion.yolo_set import ROLES, Labelled, class_counts, count, label_pictures, write_set
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -95,7 +97,8 @@ def convert(
         The report, which is in report.txt as well.
 
     Raises:
-        ValueError: the source cannot be read at all, nothing usable is in it, or `strict` and any problem.
+        ValueError: the source cannot be read at all, no usable image is in a split, no object to train on, or `strict`
+            and any problem.
         FileExistsError: `output` is there and not empty.
         OSError: something cannot be read or written.
     """
@@ -124,12 +127,13 @@ def convert(
             "source must be one folder of Pascal VOC XML, with one folder of images at most, or COCO files *.json; "
             f"got source={', '.join(map(str, sources))}, images={', '.join(map(str, folders)) or None}."
         )
-    report.names = list(names.values())
-    labels = {key: label for label, key in enumerate(names)}
+    report.names = names
+    labels = {name: label for label, name in enumerate(names)}
     entries = {split: label_pictures(pictures, labels, report.problems) for split, pictures in parts.items()}
     report.splits = {split: count(labelled) for split, labelled in entries.items()}
     if empty := [split for split, labelled in entries.items() if not labelled]:
         raise ValueError(f"No usable image in split {', '.join(empty)}; nothing was written.\n{report.text(most=20)}")
+    _check_objects(entries, report)
     if strict and report.problems:
         raise ValueError(f"strict=True: nothing was written.\n{report.text(most=20)}")
 
@@ -163,43 +167,67 @@ def _check_splits(splits: list[str]) -> None:
             raise ValueError(f"split={split} cannot name a folder of images.")
 
 
+def _check_objects(entries: dict[str, list[Labelled]], report: Report) -> None:
+    """Refuse a set without an object to train on, and list what makes a set suspicious.
+
+    Raises:
+        ValueError: the training split has no object.
+    """
+    first, *later = entries
+    if not report.splits[first]["objects"]:
+        crowds = report.splits[first]["crowd regions"]
+        reason = f" All {crowds} boxes are crowd regions (iscrowd: 1), which are not trained on." if crowds else ""
+        raise ValueError(f"No usable object in split {first}; nothing was written.{reason}\n{report.text(most=20)}")
+    trained = class_counts(entries[first])
+    for split, counts in report.splits.items():
+        if counts["crowd regions"] > counts["objects"]:
+            detail = f"{counts['crowd regions']} crowd regions (iscrowd: 1), {counts['objects']} objects"
+            report.problems.append(Problem(split, Kind.CROWDS, detail))
+    for split in later:
+        judged = class_counts(entries[split])
+        if not judged:
+            report.problems.append(Problem(split, Kind.EMPTY, f"{report.splits[split]['images']} images"))
+        for label in sorted(judged.keys() - trained.keys()):
+            detail = f"{report.names[label]!r} has {judged[label]} objects here and none in {first}"
+            report.problems.append(Problem(split, Kind.UNTRAINED, detail))
+
+
+def _used(parts: dict[str, list[Picture]]) -> set[str]:
+    """Return the class names that boxes have."""
+    return {box.category for pictures in parts.values() for picture in pictures for box in picture.boxes}
+
+
 def _read_xmls(
     source: Path, images: Path | None, splits: list[str], report: Report
-) -> tuple[dict[str, list[Picture]], dict[Id, str]]:
+) -> tuple[dict[str, list[Picture]], list[str]]:
     parts: dict[str, list[Picture]] = {}
-    from_one = 0
+    official = 0
     for split in splits or [""]:
         parts[split or ROLES[0]], number = read_voc(source, images, split or None, report.problems)
-        from_one += number
-    if from_one:
+        official += number
+    if official:
         report.notes.append(
-            f"{from_one} images count pixels from 1, as VOC's own files do; their boxes were widened to edges"
+            f"{official} images count pixels from 1, as VOC's own files do; their boxes were widened to edges"
         )
-    found = {str(box.category) for pictures in parts.values() for picture in pictures for box in picture.boxes}
-    if not found:
-        raise ValueError(f"No usable object in {source}; nothing was written.\n{report.text(most=20)}")
-    return parts, {name: name for name in class_names(found)}
+    return parts, voc_names(_used(parts), official=official > 0)
 
 
 def _read_jsons(
     sources: list[Path], folders: list[Path], splits: list[str], report: Report
-) -> tuple[dict[str, list[Picture]], dict[Id, str]]:
+) -> tuple[dict[str, list[Picture]], list[str]]:
     splits = splits or list(ROLES[: len(sources)])
     if len(splits) != len(sources):
         raise ValueError(f"Expected one split per JSON file, got split={', '.join(splits)} for {len(sources)} of them.")
     if len(folders) not in {0, 1, len(sources)}:
         raise ValueError(f"Expected one folder of images, or one per JSON file, got {', '.join(map(str, folders))}.")
     contents = [load_coco(file) for file in sources]
-    names: dict[Id, str] = {}
-    for file, content in zip(sources, contents, strict=True):
-        found = read_categories(file, content["categories"], report.problems)
-        if names and names != found:
-            raise ValueError(f"{file} has other categories than {sources[0]}.")
-        names = found
-    if not names:
-        raise ValueError(f"{report.source} has no category.")
+    categories = [
+        read_categories(file, content, report.problems) for file, content in zip(sources, contents, strict=True)
+    ]
+    if not categories[0]:
+        raise ValueError(f"{sources[0]} has no category.")
     parts = {}
     for i, (file, content, split) in enumerate(zip(sources, contents, splits, strict=True)):
         images = folders[i % len(folders)] if folders else None
-        parts[split] = read_coco(file, content, images, names, report.problems)
-    return parts, names
+        parts[split] = read_coco(file, content, images, categories[i], report.problems)
+    return parts, coco_names(categories, _used(parts))

@@ -10,8 +10,10 @@ which could define entities that grow without bounds, is refused.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from xml.etree import ElementTree
@@ -19,7 +21,7 @@ from xml.etree import ElementTree
 from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.utils import TQDM
 
-from mlc_yolo.conversion.pictures import Box, Kind, Picture, Problem, compare_size, flag, image_size, inside
+from mlc_yolo.conversion.pictures import Box, Frame, Kind, Picture, Problem, find_frame, flag, read_header
 
 #: VOC's classes in their usual order.
 NAMES = (
@@ -29,15 +31,19 @@ NAMES = (
 FLAGS = ("difficult", "truncated", "occluded")
 
 
-def class_names(found: Iterable[str]) -> list[str]:
-    """Order class names: VOC's twenty if all of `found` are among them, else `found` sorted.
+def class_names(used: Iterable[str], *, official: bool) -> list[str]:
+    """Order class names: VOC's twenty for its own files if all of `used` are among them, else `used` sorted.
+
+    Args:
+        used: names that objects have.
+        official: whether a file says that it is from VOC's database. A set of one's own may have a class "person" too.
 
     Example:
-        >>> class_names(["dog", "apple"]), class_names(["dog"])[11]
-        (['apple', 'dog'], 'dog')
+        >>> class_names(["dog", "cat"], official=False), class_names(["dog"], official=True)[11]
+        (['cat', 'dog'], 'dog')
     """
-    names = set(found)
-    return list(NAMES) if names <= set(NAMES) else sorted(names)
+    names = set(used)
+    return list(NAMES) if official and names <= set(NAMES) else sorted(names)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,7 @@ def read_voc(
         problems: gets what is wrong, by file.
 
     Returns:
-        The pictures, their categories being class names, and how many of them count pixels from 1.
+        The pictures, and how many of them are VOC's own, which count pixels from 1.
 
     Raises:
         ValueError: see `find_layout`; or the folder of images does not exist.
@@ -154,13 +160,14 @@ def read_voc(
             problems.append(Problem(str(file), Kind.DUPLICATE, detail))
             continue
         described[image] = file
-        size = image_size(image, problems)
-        if size is None:
+        header = read_header(image, problems)
+        frame = None if header is None else find_frame(_annotated_size(root), header, file, "the image", problems)
+        if frame is None:
             continue
         counts_from_one = re.search(r"\bVOC ?20\d\d\b", root.findtext("source/database") or "") is not None
         from_one += counts_from_one
-        boxes = _boxes(root, size, file, problems, 1.0 if counts_from_one else 0.0)
-        pictures.append(Picture(image, image.relative_to(layout.images).as_posix(), size, file, boxes))
+        boxes = _boxes(root, frame, file, problems, 1.0 if counts_from_one else 0.0)
+        pictures.append(Picture(image, image.relative_to(layout.images).as_posix(), frame.size, file, boxes))
     if layout.whole:
         stems = {file.stem for file in names}
         for image in shelf.images():
@@ -230,17 +237,28 @@ def _number(element: ElementTree.Element | None, tag: str) -> float:
     return float((element.findtext(tag) if element is not None else None) or "nan")
 
 
-def _boxes(
-    root: ElementTree.Element, size: tuple[int, int], file: Path, problems: list[Problem], first: float
-) -> list[Box]:
+def _annotated_size(root: ElementTree.Element) -> tuple[float, float] | None:
+    size = root.find("size")
+    if size is None:
+        return None
+    try:
+        return _number(size, "width"), _number(size, "height")
+    except ValueError:
+        return float("nan"), float("nan")
+
+
+def _rotation(element: ElementTree.Element) -> float:
+    """The angle that CVAT writes beside the box before its rotation, in degrees."""
+    for attribute in element.iterfind("attributes/attribute"):
+        if attribute.findtext("name") == "rotation":
+            with suppress(ValueError):
+                degrees = _number(attribute, "value")
+                return degrees if math.isfinite(degrees) else 0.0
+    return 0.0
+
+
+def _boxes(root: ElementTree.Element, frame: Frame, file: Path, problems: list[Problem], first: float) -> list[Box]:
     """Read the objects; `first` is the coordinate of the first pixel where pixels are counted, 0 where edges are."""
-    annotated = root.find("size")
-    if annotated is not None:
-        try:
-            width, height = _number(annotated, "width"), _number(annotated, "height")
-        except ValueError:
-            width = height = float("nan")
-        problems += compare_size((width, height), size, file, "the image")
     boxes = []
     for number, element in enumerate(root.findall("object"), start=1):
         name = (element.findtext("name") or "").strip()
@@ -254,7 +272,8 @@ def _boxes(
         except ValueError as error:
             problems.append(Problem(str(file), Kind.BOX, f"{what}: {error}"))
             continue
-        xyxy = inside((x1 - first, y1 - first, x2, y2), size, file, what, problems)
+        corners = (x1 - first, y1 - first, x2, y2)
+        xyxy = frame.place(corners, file, what, problems, rotation=_rotation(element))
         if xyxy:
             flags = {tag: flag(element.findtext(tag), file, f"{what}: {tag}", problems) for tag in FLAGS}
             boxes.append(Box(name, xyxy, facts={tag: True for tag, value in flags.items() if value}))

@@ -19,7 +19,6 @@ from typing import Any
 import yaml
 from ultralytics.utils import TQDM
 
-from mlc_yolo.conversion.coco_json import Id
 from mlc_yolo.conversion.pictures import Kind, Picture, Problem
 from mlc_yolo.data.flags import write_flags
 
@@ -46,12 +45,12 @@ class Labelled:
     flags: dict[str, Any]
 
 
-def label_pictures(pictures: list[Picture], labels: dict[Id, int], problems: list[Problem]) -> list[Labelled]:
+def label_pictures(pictures: list[Picture], labels: dict[str, int], problems: list[Problem]) -> list[Labelled]:
     """Give pictures of one split their names and rows; no two share a stem, as they would share a label file.
 
     Args:
         pictures: as read.
-        labels: category -> label.
+        labels: class name -> label.
         problems: gets what had to be changed.
     """
     entries = []
@@ -71,7 +70,7 @@ def label_pictures(pictures: list[Picture], labels: dict[Id, int], problems: lis
     return entries
 
 
-def _labelled(picture: Picture, name: str, labels: dict[Id, int], problems: list[Problem]) -> Labelled:
+def _labelled(picture: Picture, name: str, labels: dict[str, int], problems: list[Problem]) -> Labelled:
     width, height = picture.size
     objects: dict[bytes, dict[str, Any]] = {}
     crowd: list[dict[str, Any]] = []
@@ -121,11 +120,11 @@ def write_set(root: Path, splits: dict[str, list[Labelled]], names: list[str], l
         images, labels = root / "images" / split, root / "labels" / split
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
-        for each in TQDM(labelled, desc=f"Writing {split}", unit=" images"):
-            how[_place(each.picture.file, images / each.name, link)] += 1
-            text = "".join(f"{row}\n" for row in each.rows)
-            (labels / each.name).with_suffix(".txt").write_text(text, encoding="ascii")
-        write_flags(root, split, {Path(each.name).stem: each.flags for each in labelled})
+        for entry in TQDM(labelled, desc=f"Writing {split}", unit=" images"):
+            how[_place(entry.picture.file, images / entry.name, link)] += 1
+            text = "".join(f"{row}\n" for row in entry.rows)
+            (labels / entry.name).with_suffix(".txt").write_text(text, encoding="ascii")
+        write_flags(root, split, {Path(entry.name).stem: entry.flags for entry in labelled})
     folders = [f"images/{split}" for split in splits]
     roles = dict(zip(ROLES, folders if len(folders) > 1 else folders * 2, strict=False))
     text = yaml.safe_dump({**roles, "names": dict(enumerate(names))}, sort_keys=False, allow_unicode=True)
@@ -141,9 +140,14 @@ def count(labelled: list[Labelled]) -> Counter[str]:
         counts["images"] += 1
         counts["without objects"] += not objects
         counts["objects"] += len(objects)
-        counts["difficult"] += sum("difficult" in each for each in objects)
+        counts["difficult"] += sum("difficult" in content for content in objects)
         counts["crowd regions"] += len(entry.flags["crowd"])
     return counts
+
+
+def class_counts(labelled: list[Labelled]) -> Counter[int]:
+    """Count the objects of a split by label; labels without any are not in it."""
+    return Counter(content["row"][0] for entry in labelled for content in entry.flags["objects"])
 
 
 def _place(file: Path, target: Path, link: bool) -> str:
