@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mlc_yolo.metrics.records import Records
@@ -53,6 +55,29 @@ def made_records(
         scores=(np.round(scores * 1024) / 1024).astype(np.float32)[shuffled],
         labels=np.concatenate((near_labels, rng.integers(num_classes, size=len(far))))[shuffled].astype(np.int64),
         names={label: f"class {label}" for label in range(num_classes)},
+    )
+
+
+def records_of(objects: Sequence[Sequence[float]], detections: Sequence[Sequence[float]], classes: int = 2) -> Records:
+    """Return the records of one image of 100 x 100 px.
+
+    Args:
+        objects: x1, y1, x2, y2, label of each.
+        detections: x1, y1, x2, y2, score, label of each.
+        classes: K.
+    """
+    gt, rows = np.array(objects, np.float32).reshape(-1, 5), np.array(detections, np.float32).reshape(-1, 6)
+    return Records(
+        images=["0.jpg"],
+        sizes=np.array([[100, 100]]),
+        gt_image=np.zeros(len(gt), dtype=np.int64),
+        gt_boxes=gt[:, :4],
+        gt_labels=gt[:, 4].astype(np.int64),
+        image=np.zeros(len(rows), dtype=np.int64),
+        boxes=rows[:, :4],
+        scores=rows[:, 4],
+        labels=rows[:, 5].astype(np.int64),
+        names={i: str(i) for i in range(classes)},
     )
 
 

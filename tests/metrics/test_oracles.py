@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import pytest
+from made_records import records_of
 
 from mlc_yolo.metrics.bootstrap import draw_images
 from mlc_yolo.metrics.oracles import NAMES, Fault, Oracles, Repair, Scope
@@ -15,24 +15,6 @@ from mlc_yolo.metrics.weighted_ap import WeightedAP
 
 #: Sets of repairs that are tried: each alone, each pair, and all.
 SETS = [(), *((repair,) for repair in Repair), *combinations(Repair, 2), tuple(Repair)]
-
-
-def _records(objects: list[tuple[Any, ...]], detections: list[tuple[Any, ...]], classes: int = 2) -> Records:
-    """Records of one image: objects (x1, y1, x2, y2, label), detections (..., score, label)."""
-    gt = np.array(objects, dtype=np.float32).reshape(-1, 5)
-    found = np.array(detections, dtype=np.float32).reshape(-1, 6)
-    return Records(
-        images=["0"],
-        sizes=np.array([[100, 100]]),
-        gt_image=np.zeros(len(gt), dtype=np.int64),
-        gt_boxes=gt[:, :4],
-        gt_labels=gt[:, 4].astype(np.int64),
-        image=np.zeros(len(found), dtype=np.int64),
-        boxes=found[:, :4],
-        scores=found[:, 4],
-        labels=found[:, 5].astype(np.int64),
-        names={i: str(i) for i in range(classes)},
-    )
 
 
 def _random(seed: int) -> tuple[Records, np.ndarray]:
@@ -102,7 +84,7 @@ def test_a_second_repair_never_lowers_what_the_first_has_reached(seed: int) -> N
 
 @pytest.mark.parametrize("repair", list(Repair))
 def test_a_repair_with_nothing_to_mend_gains_exactly_nothing(repair: Repair) -> None:
-    records = _records([(0, 0, 10, 10, 0), (30, 30, 50, 50, 1)], [(0, 0, 10, 10, 0.9, 0), (30, 30, 50, 50, 0.3, 1)])
+    records = records_of([(0, 0, 10, 10, 0), (30, 30, 50, 50, 1)], [(0, 0, 10, 10, 0.9, 0), (30, 30, 50, 50, 0.3, 1)])
     oracles = Oracles(records, reach=np.array([1.0, 1.0]))
     assert oracles((repair,)) == oracles(()) == {name: np.ones(1) for name in NAMES}
 
@@ -116,7 +98,7 @@ def test_each_kind_of_mistake_is_mended_by_its_own_repair_alone() -> None:
         Repair.MISSED: [(60, 60, 80, 80, 0.9, 0)],
     }
     for mender, detections in cases.items():
-        oracles = Oracles(_records(truth, detections), reach=np.zeros(1))
+        oracles = Oracles(records_of(truth, detections), reach=np.zeros(1))
         gains = {repair: float(oracles((repair,))["AP50"][0]) for repair in Repair}
         assert gains == {repair: float(repair is mender) for repair in Repair}, mender
 
@@ -125,21 +107,21 @@ def test_what_only_stands_before_a_true_positive_halves_its_precision_until_it_g
     # The false positive ranks first: precision 1/2 at every recall.
     truth = [(0, 0, 20, 20, 0)]
     background = [(60, 60, 80, 80, 0.9, 0), (0, 0, 20, 20, 0.5, 0)]
-    oracles = Oracles(_records(truth, background))
+    oracles = Oracles(records_of(truth, background))
     assert oracles(())["AP"][0] == 0.5
     for repair in (Repair.BACKGROUND, Repair.ACROSS):
         assert oracles((repair,))["AP"][0] == 1
     # Two objects; the duplicate of the first stands before the second: precision 1 to recall .5, then 2/3.
     truth = [(0, 0, 20, 20, 0), (50, 50, 70, 70, 0)]
     duplicate = [(0, 0, 20, 20, 0.9, 0), (0, 0, 20, 19, 0.8, 0), (50, 50, 70, 70, 0.7, 0)]
-    oracles = Oracles(_records(truth, duplicate))
+    oracles = Oracles(records_of(truth, duplicate))
     assert oracles(())["AP50"][0] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert oracles((Repair.DUPLICATES,))["AP50"][0] == 1
 
 
 def test_a_better_candidate_counts_up_to_the_iou_it_reaches() -> None:
     # Kept box: IoU 0.6, true at 0.50, 0.55 and 0.60; the best candidate reaches 0.82, true up to 0.80: 7 of 10.
-    records = _records([(0, 0, 10, 10, 0)], [(0, 0, 10, 6, 0.9, 0)])
+    records = records_of([(0, 0, 10, 10, 0)], [(0, 0, 10, 6, 0.9, 0)])
     oracles = Oracles(records, reach=np.array([0.82]))
     assert oracles(())["AP"][0] == pytest.approx(0.3)
     assert oracles((Repair.INSIDE,))["AP"][0] == pytest.approx(0.7)
@@ -150,7 +132,7 @@ def test_a_class_error_takes_the_place_of_a_worse_scored_detection_of_the_object
     # Class 1 at 0.9 sits on an object of class 0, which class 0 at 0.4 takes after a background box at 0.6.
     truth = [(0, 0, 20, 20, 0)]
     found = [(0, 0, 20, 20, 0.9, 1), (60, 60, 80, 80, 0.6, 0), (0, 0, 20, 20, 0.4, 0)]
-    oracles = Oracles(_records(truth, found))
+    oracles = Oracles(records_of(truth, found))
     assert oracles(())["AP"][0] == 0.5
     assert oracles((Repair.CLASS,))["AP"][0] == 1
 
@@ -158,7 +140,7 @@ def test_a_class_error_takes_the_place_of_a_worse_scored_detection_of_the_object
 def test_a_scope_mends_its_own_objects_and_its_own_confusion_only() -> None:
     truth = [(0, 0, 20, 20, 0), (50, 50, 70, 70, 1), (0, 50, 20, 70, 2)]
     found = [(0, 0, 20, 20, 0.9, 1), (50, 50, 70, 70, 0.8, 2), (0, 50, 20, 70, 0.7, 2)]
-    oracles = Oracles(_records(truth, found, classes=3))
+    oracles = Oracles(records_of(truth, found, classes=3))
     everything = oracles((Repair.CLASS,))["AP"][0]
     assert everything == 1
     first = oracles((Repair.CLASS,), scope=Scope(confusion=(1, 0)))["AP"][0]
@@ -178,7 +160,7 @@ def test_every_kind_of_false_positive_is_named() -> None:
         (50, 50, 70, 58, 0.5, 0),
         (80, 0, 99, 20, 0.4, 0),
     ]
-    oracles = Oracles(_records(truth, found))
+    oracles = Oracles(records_of(truth, found))
     kind, target = oracles.faults()
     names = [-1, Fault.DUPLICATE.value, Fault.CLASS.value, Fault.LOCALIZATION.value, Fault.BOTH.value]
     assert kind.tolist() == [*names, Fault.BACKGROUND.value]
@@ -188,4 +170,4 @@ def test_every_kind_of_false_positive_is_named() -> None:
 
 def test_reach_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="expected reach of 1 objects, got 2"):
-        Oracles(_records([(0, 0, 1, 1, 0)], []), reach=np.zeros(2))
+        Oracles(records_of([(0, 0, 1, 1, 0)], []), reach=np.zeros(2))
