@@ -33,7 +33,7 @@ another class, and mends missed objects by leaving them out of the count. TIDE h
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -49,6 +49,7 @@ from mlc_yolo.metrics.records import Records
 BoolArray = NDArray[np.bool_]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
+IntArray = NDArray[np.signedinteger]
 
 NAMES = ("AP", "AP50", "AP75")
 
@@ -108,7 +109,7 @@ class Oracles:
     """AP of one validation's records under repairs.
 
     Attributes:
-        rows: (n,) the detections that COCO judges, as rows of the records.
+        rows: (n,) the detections that COCO judges, as rows of the records, by class and then by falling score.
         taken: (n, 10) object that the detection took at IoU 0.50, 0.55 ... 0.95, a row of the records; -1 for none.
 
     Example:
@@ -148,10 +149,10 @@ class Oracles:
         self._num_classes = len(records.names)
         self.rows = _judged(records)
         self._image, self._label = records.image[self.rows], records.labels[self.rows]
-        self._score = records.scores[self.rows].astype(np.float64)
         self._rank = np.empty(len(self.rows), dtype=np.int64)
-        self._rank[np.lexsort((self._image, -self._score))] = np.arange(len(self.rows))
+        self._rank[np.lexsort((self._image, -records.scores[self.rows]))] = np.arange(len(self.rows))
         self.taken, self._own, self._other = self._match()
+        self._faults = [self._name_faults(i) for i in range(len(THRESHOLDS))]
         ones = np.ones(count)
         shape = self._num_classes, len(records.images)
         self._objects = sparse.csr_array((ones, (records.gt_labels, records.gt_image)), shape)
@@ -169,18 +170,41 @@ class Oracles:
         Returns:
             `NAMES` -> (B,) in [0, 1]; nan where there are no objects.
         """
+        return summary(self.aps(repairs, weights, scope=scope))
+
+    def aps(
+        self,
+        repairs: Collection[Repair] = (),
+        weights: Float64Array | None = None,
+        *,
+        scope: Scope = EVERYTHING,
+        classes: Sequence[int] | None = None,
+    ) -> Float64Array:
+        """Compute the AP of every class and threshold; `summary` makes a table's numbers of it.
+
+        Args:
+            repairs: as for a call.
+            weights: as for a call.
+            scope: as for a call.
+            classes: compute these only, which must hold every class between which the repairs move detections.
+
+        Returns:
+            (10, K, B) in [0, 1]; nan for classes without objects or left out.
+        """
         if weights is None:
             weights = np.ones((len(self._records.images), 1))
-        lists = [self._repaired(i, frozenset(repairs), scope) for i in range(len(THRESHOLDS))]
+        chosen = np.arange(len(self.rows)) if classes is None else np.flatnonzero(np.isin(self._label, classes))
+        lists = [self._repaired(i, frozenset(repairs), scope, chosen) for i in range(len(THRESHOLDS))]
         blocks = ((i * self._num_classes + part.label, part.image, part.true) for i, part in enumerate(lists))
         num_lanes = len(THRESHOLDS) * self._num_classes
         lanes = Lanes(blocks, num_lanes=num_lanes, num_images=len(self._records.images))
         objects = np.tile(self._objects @ weights, (len(THRESHOLDS), 1))
         aps = lanes.average_precision(weights, objects).reshape(len(THRESHOLDS), self._num_classes, -1)
-        of = {"AP": aps, "AP50": aps[_AP50], "AP75": aps[_AP75]}
-        return {name: mean_over_defined(of[name]) for name in NAMES}
+        if classes is not None:
+            aps[:, np.isin(np.arange(self._num_classes), classes, invert=True)] = np.nan
+        return aps
 
-    def faults(self, threshold: int = 0) -> tuple[Int64Array, Int64Array]:
+    def faults(self, threshold: int = 0) -> tuple[IntArray, IntArray]:
         """Say what is wrong with each judged detection at one IoU threshold.
 
         Args:
@@ -190,6 +214,9 @@ class Oracles:
             kind: (n,) value of its `Fault`, -1 for a true positive.
             target: (n,) object that it is meant for, a row of the records; -1 for background and true positives.
         """
+        return self._faults[threshold]
+
+    def _name_faults(self, threshold: int) -> tuple[IntArray, IntArray]:
         false = self.taken[:, threshold] == _NONE
         (own, own_iou), (other, other_iou) = self._own, self._other
         limit = THRESHOLDS[threshold]
@@ -201,7 +228,7 @@ class Oracles:
             (own_iou >= other_iou, Fault.LOCALIZATION.value, own),
         )
         conditions = [test for test, _, _ in tests]
-        kind = np.select(conditions, [value for _, value, _ in tests], Fault.BOTH.value)
+        kind = np.select(conditions, [value for _, value, _ in tests], Fault.BOTH.value).astype(np.int8)
         return kind, np.select(conditions, [np.broadcast_to(target, false.shape) for _, _, target in tests], other)
 
     def missed(self, threshold: int = 0) -> BoolArray:
@@ -214,61 +241,66 @@ class Oracles:
         open_objects[taken[taken != _NONE]] = False
         return open_objects
 
-    def _repaired(self, threshold: int, repairs: frozenset[Repair], scope: Scope) -> _List:
-        """Return the decisions at a threshold once the repairs are done."""
-        taken = self.taken[:, threshold]
-        kind, target = self.faults(threshold)
-        claims, renamed = self._claims(threshold, kind, target, repairs, scope)
+    def _repaired(self, threshold: int, repairs: frozenset[Repair], scope: Scope, chosen: Int64Array) -> _List:
+        """Return the decisions on the chosen detections at a threshold once the repairs are done."""
+        taken = self.taken[chosen, threshold]
+        kind, target = (part[chosen] for part in self._faults[threshold])
+        image, own_label, rank = self._image[chosen], self._label[chosen], self._rank[chosen]
+        claims, renamed = self._claims(threshold, kind, target, own_label, repairs, scope)
         claimed = np.where(taken != _NONE, taken, np.where(claims, target, _NONE))
 
         # Of those that claim an object, the best-ranked takes it: written last.
         claimants = np.flatnonzero(claimed != _NONE)
-        claimants = claimants[np.argsort(-self._rank[claimants])]
+        claimants = claimants[np.argsort(-rank[claimants])]
         taker = np.full(self._count, _NONE)
         taker[claimed[claimants]] = claimants
         true = np.zeros(len(taken), dtype=bool)
         true[taker[taker != _NONE]] = True
         loses = (claimed != _NONE) & ~true
-        label = np.where(renamed & true, self._gt_labels[target], self._label)
+        label = np.where(renamed & true, self._gt_labels[target], own_label)
 
         goes = renamed & loses
         goes[loses] |= renamed[taker[claimed[loses]]]  # of two classes' detections of an object one stays
         if Repair.DUPLICATES in repairs:
-            goes |= loses | ((kind == Fault.DUPLICATE.value) & self._within(target, scope))
+            goes |= loses | ((kind == Fault.DUPLICATE.value) & self._in_scope(scope)[target])
         if Repair.BACKGROUND in repairs and scope.objects is None:
             goes |= kind == Fault.BACKGROUND.value
-        stays = ~goes
-        image, label, true, score = self._image[stays], label[stays], true[stays], self._score[stays]
+        if goes.any():
+            stays = ~goes
+            image, label, true, rank = image[stays], label[stays], true[stays], rank[stays]
 
         if Repair.MISSED in repairs:
             added = np.flatnonzero(self.missed(threshold) & (taker == _NONE) & self._in_scope(scope)[:-1])
             image = np.concatenate((image, self._records.gt_image[added]))
             label = np.concatenate((label, self._gt_labels[added]))
             true = np.concatenate((true, np.ones(len(added), dtype=bool)))
-            score = np.concatenate((score, np.full(len(added), np.inf)))
-        late = ~true if Repair.ACROSS in repairs else np.zeros(len(true), dtype=bool)
-        order = np.lexsort((image, -score, late, label))
+            rank = np.concatenate((rank, np.full(len(added), _NONE)))
+        place = 2 * label + (~true if Repair.ACROSS in repairs else 0)
+        order = np.argsort(place * (len(self.rows) + 1) + rank + 1, kind="stable")  # quick, as it is nearly sorted
         return _List(image[order], label[order], true[order])
 
     def _claims(
-        self, threshold: int, kind: Int64Array, target: Int64Array, repairs: frozenset[Repair], scope: Scope
+        self,
+        threshold: int,
+        kind: IntArray,
+        target: IntArray,
+        label: Int64Array,
+        repairs: frozenset[Repair],
+        scope: Scope,
     ) -> tuple[BoolArray, BoolArray]:
         """Return (n,) which false positives may take their target, and which of them do under another class."""
         placed = np.full(len(kind), Repair.PLACE in repairs)
         if Repair.INSIDE in repairs:
             placed |= self._reach[target] >= THRESHOLDS[threshold]
-        well = kind == Fault.LOCALIZATION.value
-        renamed = np.isin(kind, (Fault.CLASS.value, Fault.BOTH.value)) & (Repair.CLASS in repairs)
+        well = (kind == Fault.LOCALIZATION.value) & placed
+        renamed = np.zeros(len(kind), dtype=bool)
+        if Repair.CLASS in repairs:
+            renamed = (kind == Fault.CLASS.value) | ((kind == Fault.BOTH.value) & placed)
         if scope.confusion is not None:
-            pairs = np.sort(np.stack((self._label, self._gt_labels[target]), 1), axis=1)
+            pairs = np.sort(np.stack((label, self._gt_labels[target]), 1), axis=1)
             renamed &= (pairs == sorted(scope.confusion)).all(1)
-        renamed &= (kind == Fault.CLASS.value) | placed
-        claims = ((well & placed) | renamed) & self._within(target, scope)
-        return claims, renamed & claims
-
-    def _within(self, target: Int64Array, scope: Scope) -> BoolArray:
-        """Return (n,) whether a detection's target is among the objects of the scope."""
-        return self._in_scope(scope)[target]
+        within = self._in_scope(scope)[target]
+        return (well | renamed) & within, renamed & within
 
     def _in_scope(self, scope: Scope) -> BoolArray:
         """Return (G + 1,) whether an object is in the scope, last no object at all."""
@@ -276,11 +308,11 @@ class Oracles:
             return np.ones(self._count + 1, dtype=bool)
         return np.append(scope.objects, False)
 
-    def _match(self) -> tuple[Int64Array, tuple[Int64Array, Float64Array], tuple[Int64Array, Float64Array]]:
+    def _match(self) -> tuple[IntArray, tuple[IntArray, Float64Array], tuple[IntArray, Float64Array]]:
         """Return what each detection took, (n, 10), and its best object of its own class and of others, with IoU."""
         records, count = self._records, len(self.rows)
-        taken = np.full((count, len(THRESHOLDS)), _NONE)
-        best = [(np.full(count, _NONE), np.zeros(count)) for _ in range(2)]
+        taken = np.full((count, len(THRESHOLDS)), _NONE, dtype=np.int32)
+        best = [(np.full(count, _NONE, dtype=np.int32), np.zeros(count)) for _ in range(2)]
         boxes, objects = _xywh(records.boxes[self.rows]), _xywh(records.gt_boxes)
         by_rank = np.argsort(self._rank)
         images = len(records.images)
@@ -297,16 +329,26 @@ class Oracles:
         return taken, own, other
 
 
+def summary(aps: Float64Array) -> dict[str, Float64Array]:
+    """Return `NAMES` -> (B,) of what `Oracles.aps` returns; nan where there are no objects."""
+    return {
+        "AP": mean_over_defined(aps),
+        "AP50": mean_over_defined(aps[_AP50]),
+        "AP75": mean_over_defined(aps[_AP75]),
+    }
+
+
 def _judged(records: Records) -> Int64Array:
-    """Return the rows of the detections that COCO judges: the best-scored 100 of each image and class."""
+    """Return the rows of the detections that COCO judges, 100 of each image and class, by class and falling score."""
     order = np.lexsort((-records.scores, records.labels, records.image))
     label, image = records.labels[order], records.image[order]
     first = np.flatnonzero((np.diff(label, prepend=-1) != 0) | (np.diff(image, prepend=-1) != 0))
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-    return order[rank < MAX_DETECTIONS]
+    order = order[rank < MAX_DETECTIONS]
+    return order[np.lexsort((records.image[order], -records.scores[order], records.labels[order]))]
 
 
-def _take(mine: Int64Array, there: Int64Array, ious: Float64Array, taken: Int64Array) -> None:
+def _take(mine: Int64Array, there: Int64Array, ious: Float64Array, taken: IntArray) -> None:
     """Let detections take objects as pycocotools does, at every threshold.
 
     Args:

@@ -1,0 +1,274 @@
+"""What holds a detector back: numbers and intervals from what one validation saw.
+
+AP and its gains are COCO's, in percent points; an interval is a 95 % interval over images, for these very weights, from
+100 draws of the images with replacement, the same for every number, as `metrics.bootstrap` makes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlc_yolo.metrics.bootstrap import Difference, difference, draw_images
+from mlc_yolo.metrics.lanes import mean_over_defined
+from mlc_yolo.metrics.operating_point import OperatingCurve, operating_curve
+from mlc_yolo.metrics.oracles import Fault, Oracles, Repair, Scope, summary
+from mlc_yolo.metrics.reach import IOU
+from mlc_yolo.metrics.records import Records
+from mlc_yolo.metrics.reliability import Reliability, best_ious, reliability
+
+BoolArray = NDArray[np.bool_]
+Float32Array = NDArray[np.float32]
+Float64Array = NDArray[np.float64]
+
+RESAMPLES = 100
+#: Bounds between sizes of objects: the square root of the area, in pixels of the network's input.
+SIZES = (16.0, 32.0, 96.0)
+#: Fewest objects of a class that allow to speak of it.
+FEW_OBJECTS = 10
+#: Confusions of classes that are measured, those with the most class errors, and that are listed.
+CONFUSIONS_TRIED, MOST_CONFUSIONS = 15, 5
+#: Repairs of mistakes; the other two are of the ranking.
+MISTAKES = (Repair.PLACE, Repair.CLASS, Repair.MISSED, Repair.BACKGROUND, Repair.DUPLICATES)
+#: Repairs that can be done for some objects only.
+OF_OBJECTS = (Repair.INSIDE, Repair.PLACE, Repair.CLASS, Repair.MISSED, Repair.DUPLICATES)
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What one validation saw.
+
+    Attributes:
+        records: N detections after NMS and G objects.
+        candidates: (G, 6) the best-placed candidate of each object, in pixels of the original image, as
+            `metrics.reach.best_placed` returns it; None where outputs before NMS are not to be had.
+        sides: (G,) square root of each object's area in pixels of the network's input.
+        without_rescoring: records of the same outputs ranked by the class score alone; None for a head without a
+            predicted IoU, or one that ranks so anyway.
+        predicted: (n, 2) predicted and actual IoU of boxes that overlap an object; None without a channel.
+    """
+
+    records: Records
+    candidates: Float32Array | None
+    sides: Float64Array
+    without_rescoring: Records | None = None
+    predicted: Float32Array | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a repair brings.
+
+    Attributes:
+        name: of the repair, or of the part that is mended.
+        values: metric -> value after the repair, in percent.
+        gain: in AP, with its interval; percent points.
+        gain50: in AP at IoU 0.50, percent points.
+        gain75: in AP at IoU 0.75, percent points.
+        draws: (1 + B,) in AP on the images as they are, then on each draw of them, percent points.
+    """
+
+    name: str
+    values: dict[str, float]
+    gain: Difference
+    gain50: float
+    gain75: float
+    draws: Float64Array
+
+
+@dataclass(frozen=True)
+class Size:
+    """Objects of a range of sizes.
+
+    Attributes:
+        name: such as "16 to 32 px".
+        objects: how many.
+        detected: share of them that a detection took at IoU 0.5, however low its score; nan without any.
+        spearman: mean rank correlation of score and IoU over their candidates; nan where undefined.
+        gain: in AP, if all that is wrong with these objects were mended, percent points; None without any.
+    """
+
+    name: str
+    objects: int
+    detected: float
+    spearman: float
+    gain: float | None
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class: AP in percent, objects, mean rank correlation over its objects (nan where undefined)."""
+
+    name: str
+    objects: int
+    ap: float
+    spearman: float
+
+
+class Diagnosis:
+    """The diagnosis of one detector on one set of images.
+
+    Attributes:
+        seen: what the validation saw.
+        confidence: the score threshold that the detector is deployed with.
+    """
+
+    def __init__(self, seen: Observations, *, confidence: float = 0.25, resamples: int = RESAMPLES) -> None:
+        """Prepare the oracles.
+
+        Args:
+            seen: what the validation saw.
+            confidence: score threshold in [0, 1].
+            resamples: draws of the images.
+
+        Raises:
+            ValueError: no objects, without which nothing can be judged.
+        """
+        if not len(seen.records.gt_labels):
+            raise ValueError(
+                f"none of the {len(seen.records.images)} images has an object: nothing can be judged. Is the data set "
+                "labelled, and is its labels folder beside images/?"
+            )
+        self.seen, self.confidence = seen, confidence
+        reach = None if seen.candidates is None else seen.candidates[:, IOU]
+        self.oracles = Oracles(seen.records, reach=reach)
+        images = len(seen.records.images)
+        self._weights = np.concatenate((np.ones((images, 1)), draw_images(images, resamples=resamples)), 1)
+
+    @cached_property
+    def baseline(self) -> Gain:
+        """The detector as it is: a gain of 0; its AP's interval is `ap`."""
+        return self._compared("as it is", self._plain_aps)
+
+    @cached_property
+    def ap(self) -> Difference:
+        """AP with its interval, in percent."""
+        values = 100 * self._plain["AP"]
+        return difference(values[:1], values[None, 1:])
+
+    @cached_property
+    def gains(self) -> dict[Repair, Gain]:
+        """What each repair alone brings; INSIDE only where candidates are known."""
+        known = [repair for repair in Repair if repair is not Repair.INSIDE or self.seen.candidates is not None]
+        return {repair: self._compared(repair.value, self.oracles.aps((repair,), self._weights)) for repair in known}
+
+    @cached_property
+    def costliest(self) -> list[Repair]:
+        """The mistakes that cost most, as far as the images can tell: the largest gain and those not shown below it."""
+        best, *others = sorted(MISTAKES, key=lambda repair: self.gains[repair].gain.mean, reverse=True)
+        lead = {repair: self.gains[best].draws - self.gains[repair].draws for repair in others}
+        ties = [repair for repair in others if not difference(lead[repair][:1], lead[repair][None, 1:]).shown]
+        return [best, *ties]
+
+    @cached_property
+    def confusions(self) -> list[Gain]:
+        """What telling two classes apart would bring, the pairs that cost most, largest gain first."""
+        kind, target = self.oracles.faults()
+        wrong = kind == Fault.CLASS.value
+        labels = self.seen.records.labels[self.oracles.rows[wrong]], self.seen.records.gt_labels[target[wrong]]
+        weight = self.seen.records.scores[self.oracles.rows[wrong]].astype(np.float64)
+        pairs, index = np.unique(np.sort(np.stack(labels, 1), axis=1), axis=0, return_inverse=True)
+        most = np.argsort(-np.bincount(index.ravel(), weight, len(pairs)), kind="stable")[:CONFUSIONS_TRIED]
+        names = self.seen.records.names
+        gains = []
+        for a, b in pairs[most].tolist():
+            part = self.oracles.aps((Repair.CLASS,), self._weights, scope=Scope(confusion=(a, b)), classes=(a, b))
+            aps = self._plain_aps.copy()
+            aps[:, [a, b]] = part[:, [a, b]]
+            gains.append(self._compared(f"{names[a]} and {names[b]}", aps))
+        return sorted(gains, key=lambda gain: -gain.gain.mean)[:MOST_CONFUSIONS]
+
+    @cached_property
+    def sizes(self) -> list[Size]:
+        """The objects by size, smallest first."""
+        bounds = (0.0, *SIZES, np.inf)
+        names = [f"under {SIZES[0]:g} px", *(f"{a:g} to {b:g} px" for a, b in pairwise(SIZES))]
+        names.append(f"{SIZES[-1]:g} px and more")
+        taken = np.zeros(len(self.seen.sides), dtype=bool)
+        first = self.oracles.taken[:, 0]
+        taken[first[first >= 0]] = True
+        sizes = []
+        for name, low, high in zip(names, bounds[:-1], bounds[1:], strict=True):
+            inside = (self.seen.sides >= low) & (self.seen.sides < high)
+            gain = self._gain_of(inside) if inside.any() else None
+            detected = float(taken[inside].mean()) if inside.any() else float("nan")
+            sizes.append(Size(name, int(inside.sum()), detected, self._spearman(inside), gain))
+        return sizes
+
+    @cached_property
+    def classes(self) -> list[ClassRow]:
+        """The classes that have objects, by label."""
+        records, values = self.seen.records, mean_over_defined(self._plain_aps[..., 0])  # over thresholds
+        count = np.bincount(records.gt_labels, minlength=len(records.names))
+        return [
+            ClassRow(name, int(count[label]), 100 * float(values[label]), self._spearman(records.gt_labels == label))
+            for label, name in records.names.items()
+            if count[label]
+        ]
+
+    @cached_property
+    def reliability(self) -> Reliability:
+        """The score as an estimate of the IoU, over detections from `confidence` on."""
+        records = self.seen.records
+        kept = records.scores >= self.confidence
+        return reliability(records.scores[kept], best_ious(records)[kept])
+
+    @cached_property
+    def predicted_iou(self) -> Reliability | None:
+        """The predicted IoU as an estimate of the IoU; None for a head without the channel."""
+        seen = self.seen.predicted
+        return None if seen is None else reliability(seen[:, 0], seen[:, 1])
+
+    @cached_property
+    def curve(self) -> OperatingCurve:
+        """Operating points as the model ranks."""
+        return operating_curve(self.seen.records, self.oracles)
+
+    @cached_property
+    def curve_without_rescoring(self) -> OperatingCurve | None:
+        """Operating points of the class score alone; None where that is how the model ranks."""
+        plain = self.seen.without_rescoring
+        return None if plain is None else operating_curve(plain)
+
+    @property
+    def rare(self) -> list[str]:
+        """Classes with too few objects to speak of."""
+        return [row.name for row in self.classes if row.objects < FEW_OBJECTS]
+
+    @cached_property
+    def _plain_aps(self) -> Float64Array:
+        return self.oracles.aps((), self._weights)
+
+    @cached_property
+    def _plain(self) -> dict[str, Float64Array]:
+        return summary(self._plain_aps)
+
+    def _compared(self, name: str, aps: Float64Array) -> Gain:
+        """Return the gain of AP (10, K, 1 + B) under some repair."""
+        mended = summary(aps)
+        gains = {metric: 100 * (mended[metric] - self._plain[metric]) for metric in mended}
+        return Gain(
+            name,
+            {metric: 100 * float(values[0]) for metric, values in mended.items()},
+            difference(gains["AP"][:1], gains["AP"][None, 1:]),
+            float(gains["AP50"][0]),
+            float(gains["AP75"][0]),
+            gains["AP"],
+        )
+
+    def _gain_of(self, objects: BoolArray) -> float:
+        """Return what mending everything that is wrong with some objects brings in AP, percent points."""
+        repairs = tuple(repair for repair in OF_OBJECTS if repair in self.gains)
+        mended = self.oracles(repairs, scope=Scope(objects=objects))["AP"]
+        return 100 * float(mended[0] - self._plain["AP"][0])
+
+    def _spearman(self, objects: BoolArray) -> float:
+        if self.seen.records.spearman is None:
+            return float("nan")
+        values = self.seen.records.spearman[objects]
+        values = values[~np.isnan(values)]
+        return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,153 @@
+"""The diagnosis in words: what costs most, what it would take, and what the images cannot tell.
+
+A sentence claims no more than its interval: "at least" is the interval's lower end, "about the same" means that a paired
+interval includes zero, and a gain whose interval includes zero is "not shown".
+"""
+
+from __future__ import annotations
+
+from mlc_yolo.evaluation.diagnosis import Diagnosis, Gain
+from mlc_yolo.metrics.bootstrap import Difference
+from mlc_yolo.metrics.operating_point import OperatingPoint
+from mlc_yolo.metrics.oracles import Repair
+
+#: Repair -> the mistake in words, and what mends it.
+MISTAKES: dict[Repair, tuple[str, str]] = {
+    Repair.PLACE: (
+        "boxes that sit badly on objects of the right class",
+        "a larger imgsz, more epochs, tighter labels, or a teacher's boxes",
+    ),
+    Repair.CLASS: (
+        "objects taken for another class",
+        "more and clearer examples of the confused classes, a larger imgsz or model; no assigner mends it",
+    ),
+    Repair.MISSED: (
+        "objects without any detection",
+        "labels of all objects, a larger imgsz for small ones, more images of them; no assigner mends it",
+    ),
+    Repair.BACKGROUND: (
+        "detections where nothing is",
+        "images without objects, and labels for what was forgotten; no assigner mends it",
+    ),
+    Repair.DUPLICATES: ("second detections of an object", "a lower iou= in NMS"),
+}
+#: AP that is worth a user's time; where INSIDE cannot reach it, this package's methods cannot help much.
+WORTHWHILE = 1.0
+FEW_IMAGES = 50
+
+
+def verdict(diagnosis: Diagnosis) -> list[str]:
+    """Say what holds the detector back.
+
+    Args:
+        diagnosis: of one detector.
+
+    Returns:
+        Sentences, the most important first.
+    """
+    said = [_costliest(diagnosis), _ranking(diagnosis)]
+    said += [sentence for sentence in (_confusion(diagnosis), _small(diagnosis)) if sentence]
+    said += [_deployed(diagnosis), *_limits(diagnosis)]
+    return said
+
+
+def interval(value: Difference, digits: int = 1) -> str:
+    """Return a gain with its interval, such as "+3.0 AP (2.1 to 3.9)".
+
+    Example:
+        >>> interval(Difference(3.04, float("nan"), 2.1, 3.9, 1))
+        '+3.0 AP (2.1 to 3.9)'
+    """
+    return f"{value.mean:+.{digits}f} AP ({value.low:.{digits}f} to {value.high:.{digits}f})"
+
+
+def _costliest(diagnosis: Diagnosis) -> str:
+    best, *ties = diagnosis.costliest
+    gain = diagnosis.gains[best]
+    if not gain.gain.shown:
+        return "No kind of mistake is shown to cost anything on these images."
+    words, cure = MISTAKES[best]
+    first = f"What costs most: {words}. Without them: {interval(gain.gain)}. What helps: {cure}."
+    shown = [repair for repair in ties if diagnosis.gains[repair].gain.shown]
+    if not shown:
+        return first
+    others = "; ".join(f"{MISTAKES[repair][0]} ({interval(diagnosis.gains[repair].gain)})" for repair in shown)
+    return f"{first} These images do not show that it costs more than: {others}."
+
+
+def _ranking(diagnosis: Diagnosis) -> str:
+    gain = diagnosis.gains.get(Repair.INSIDE)
+    if gain is None:
+        return "The outputs before NMS are not to be had, so ranking inside objects could not be judged."
+    if not gain.gain.shown:
+        return (
+            "Ranking inside objects: no loss is shown. NMS keeps the best-placed boxes that were there; assigner=mlc and "
+            "the IoU channel have nothing to win here."
+        )
+    most = f"Ranking inside objects: at most {interval(gain.gain)} to win, by keeping each object's best-placed box"
+    if gain.gain.high < WORTHWHILE:
+        return f"{most}. That is little: look at the other mistakes first."
+    return (
+        f"{most}: assigner=mlc, the IoU channel and voting can win a part of that. mlc-yolo compare shows whether "
+        "they do."
+    )
+
+
+def _confusion(diagnosis: Diagnosis) -> str | None:
+    shown = [gain for gain in diagnosis.confusions if gain.gain.shown and gain.gain.mean >= WORTHWHILE / 10]
+    if not shown:
+        return None
+    return f"Classes: {_listed(shown[:3])} by telling them apart."
+
+
+def _small(diagnosis: Diagnosis) -> str | None:
+    size = diagnosis.sizes[0]
+    total = len(diagnosis.seen.records.gt_labels)
+    if size.gain is None or size.gain < WORTHWHILE:
+        return None
+    return (
+        f"Objects {size.name} ({size.objects} of {total}, at the network's input): {100 * size.detected:.0f} % are "
+        f"detected at any score; mending all that is wrong with them would bring {size.gain:+.1f} AP. "
+        "A larger imgsz makes them larger."
+    )
+
+
+def _deployed(diagnosis: Diagnosis) -> str:
+    point, best = diagnosis.curve.at(diagnosis.confidence), diagnosis.curve.best_f1()
+    said = f"At conf={diagnosis.confidence:g}: {_point(point)}."
+    if best.right and abs(best.threshold - diagnosis.confidence) > 0.02:
+        said += f" The best F1 is at conf={best.threshold:.2f}: {_point(best)}."
+    if diagnosis.curve_without_rescoring is not None:
+        other = diagnosis.curve_without_rescoring.at(diagnosis.confidence)
+        said += (
+            f" Rescoring by the predicted IoU lowers every score: ranked by the class score alone (rescore=False), the "
+            f"same threshold gives {_point(other)}."
+        )
+    return said
+
+
+def _limits(diagnosis: Diagnosis) -> list[str]:
+    records, ap = diagnosis.seen.records, diagnosis.ap
+    said = [
+        f"{len(records.images)} images with {len(records.gt_labels)} objects tell AP to "
+        f"±{(ap.high - ap.low) / 2:.1f}: {ap.mean:.1f} ({ap.low:.1f} to {ap.high:.1f}), for these weights."
+    ]
+    if len(records.images) < FEW_IMAGES:
+        said.append("These are few images: take the numbers for hints.")
+    if rare := diagnosis.rare:
+        names = ", ".join(rare[:5]) + (f" and {len(rare) - 5} more" if len(rare) > 5 else "")
+        said.append(f"Too few objects to say anything of these classes: {names}.")
+    return said
+
+
+def _point(point: OperatingPoint) -> str:
+    if not point.detections:
+        return f"no detection, recall 0 of {point.objects} objects"
+    return (
+        f"precision {point.precision:.2f}, recall {point.recall:.2f}, {point.false} false boxes, "
+        f"{point.per_image:.1f} boxes an image"
+    )
+
+
+def _listed(gains: list[Gain]) -> str:
+    return "; ".join(f"{gain.name} {interval(gain.gain)}" for gain in gains)
