@@ -1,7 +1,7 @@
 """The diagnosis in words: what costs most, what it would take, and what the images cannot tell.
 
-A sentence claims no more than its interval: "at least" is the interval's lower end, "about the same" means that a paired
-interval includes zero, and a gain whose interval includes zero is "not shown".
+A sentence claims no more than its interval: a gain whose interval includes zero is not shown, and of two mistakes
+whose paired interval includes zero neither is shown to cost more.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def verdict(diagnosis: Diagnosis) -> list[str]:
 
 
 def interval(value: Difference, digits: int = 1) -> str:
-    """Return a gain with its interval, such as "+3.0 AP (2.1 to 3.9)".
+    """Return a gain with its interval.
 
     Example:
         >>> interval(Difference(3.04, float("nan"), 2.1, 3.9, 1))
-        '+3.0 AP (2.1 to 3.9)'
+        '+3.0 AP [2.1, 3.9]'
     """
-    return f"{value.mean:+.{digits}f} AP ({value.low:.{digits}f} to {value.high:.{digits}f})"
+    return f"{value.mean:+.{digits}f} AP [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
 def _costliest(diagnosis: Diagnosis) -> str:
@@ -81,8 +81,8 @@ def _ranking(diagnosis: Diagnosis) -> str:
         return "The outputs before NMS are not to be had, so ranking inside objects could not be judged."
     if not gain.gain.shown:
         return (
-            "Ranking inside objects: no loss is shown. NMS keeps the best-placed boxes that were there; assigner=mlc and "
-            "the IoU channel have nothing to win here."
+            "Ranking inside objects: no loss is shown. NMS keeps the best-placed boxes that were there; assigner=mlc "
+            "and the IoU channel have nothing to win here."
         )
     most = f"Ranking inside objects: at most {interval(gain.gain)} to win, by keeping each object's best-placed box"
     if gain.gain.high < WORTHWHILE:
@@ -130,7 +130,7 @@ def _limits(diagnosis: Diagnosis) -> list[str]:
     records, ap = diagnosis.seen.records, diagnosis.ap
     said = [
         f"{len(records.images)} images with {len(records.gt_labels)} objects tell AP to "
-        f"±{(ap.high - ap.low) / 2:.1f}: {ap.mean:.1f} ({ap.low:.1f} to {ap.high:.1f}), for these weights."
+        f"±{(ap.high - ap.low) / 2:.1f}: {ap.mean:.1f} [{ap.low:.1f}, {ap.high:.1f}], for these weights."
     ]
     if len(records.images) < FEW_IMAGES:
         said.append("These are few images: take the numbers for hints.")
