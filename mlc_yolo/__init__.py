@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mlc_yolo.evaluation.validator import MLCValidator
+    from mlc_yolo.model import MLCYOLO
+    from mlc_yolo.training.trainer import MLCTrainer
 
 __version__ = "0.1.0"
 

@@ -64,6 +64,7 @@ def test_the_wheel_carries_the_yaml_folders_inside_the_package_and_nothing_besid
     for folder in ("cfg", "datasets"):
         expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.yaml")}
         assert {f"mlc_yolo/{name}" for name in expected | {f"{folder}/.mlc_yolo"}} <= set(names)
+    assert "mlc_yolo/py.typed" in names
     assert {f"mlc_yolo/report/page.{kind}" for kind in ("html", "css", "js")} <= set(names)
 
 
@@ -76,6 +77,26 @@ def test_the_installed_package_finds_its_folders_inside_itself(installed: Path, 
     assert installed.parent in init.parents
     assert (cfg, datasets) == (init.parent / "cfg", init.parent / "datasets")
     assert (cfg / "mlc.yaml").is_file()
+
+
+def test_a_user_s_program_is_checked_against_the_installed_types(installed: Path, tmp_path: Path) -> None:
+    program = (
+        "from mlc_yolo.assigners import ATSS, Assignment, Predictions, Targets\n"
+        "from mlc_yolo.priors import Priors\n"
+        "from mlc_yolo import MLCYOLO\n"
+        "def own(predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:\n"
+        "    return ATSS(topk={topk})(predictions, priors, targets)\n"
+        "MLCYOLO({model}).val(data='mine.yaml')\n"
+    )
+    (tmp_path / "good.py").write_text(program.format(topk=9, model="'yolo11n.yaml'"))
+    (tmp_path / "wrong.py").write_text(program.format(topk="'9'", model="9"))
+    mypy = [sys.executable, "-m", "mypy", "--python-executable", installed / "python", "--follow-imports=silent"]
+    mypy += ["--cache-dir", tmp_path / "cache"]
+    _run(*mypy, "good.py", cwd=tmp_path)
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "PYTHON", "MYPY"))}
+    wrong = subprocess.run([*map(str, mypy), "wrong.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "wrong.py:5: error: Argument" in wrong.stdout
+    assert "wrong.py:6: error: Argument 1" in wrong.stdout
 
 
 def test_the_installed_command_trains_with_mlc_outside_the_checkout(
