@@ -27,7 +27,7 @@ from ultralytics.utils.torch_utils import get_cpu_info
 
 from mlc_yolo.checkpoints.safe_load import load_checkpoint
 from mlc_yolo.compare.parent import end_with_parent
-from mlc_yolo.compare.recording import record
+from mlc_yolo.evaluation.recording import record
 from mlc_yolo.model import MLCYOLO
 
 try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,6 +116,7 @@ class Diagnosis:
     Attributes:
         seen: what the validation saw.
         confidence: the score threshold that the detector is deployed with.
+        folder: where its files are; None where none were written.
     """
 
     def __init__(self, seen: Observations, *, confidence: float = 0.25, resamples: int = RESAMPLES) -> None:
@@ -134,6 +136,7 @@ class Diagnosis:
                 "labelled, and is its labels folder beside images/?"
             )
         self.seen, self.confidence = seen, confidence
+        self.folder: Path | None = None
         reach = None if seen.candidates is None else seen.candidates[:, IOU]
         self.oracles = Oracles(seen.records, reach=reach)
         images = len(seen.records.images)
@@ -209,6 +212,11 @@ class Diagnosis:
             for label, name in records.names.items()
             if count[label]
         ]
+
+    @property
+    def spearman(self) -> float:
+        """Mean rank correlation of score and IoU over an object's candidates; nan where undefined."""
+        return self._spearman(np.ones(len(self.seen.sides), dtype=bool))
 
     @cached_property
     def reliability(self) -> Reliability:

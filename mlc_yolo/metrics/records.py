@@ -7,7 +7,7 @@ these, so that models can be compared image by image without running them again.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +79,12 @@ class Records:
         return self.images == other.images and all(
             np.array_equal(getattr(self, name), getattr(other, name)) for name in ("gt_image", "gt_boxes", "gt_labels")
         )
+
+    def with_detections(
+        self, image: Int64Array, boxes: Float32Array, scores: Float32Array, labels: Int64Array
+    ) -> Records:
+        """Return records of the same images and objects with other detections; see the attributes."""
+        return replace(self, image=image, boxes=boxes, scores=scores, labels=labels, spearman=None, digest="")
 
     def save(self, path: Path) -> None:
         """Write a compressed npz. It is there whole or, if the process is killed meanwhile, not at all."""

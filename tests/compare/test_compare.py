@@ -27,8 +27,8 @@ from mlc_yolo.compare.cell import LAST, read_epochs, run_cell
 from mlc_yolo.compare.executors import Task, parse_devices, run_local, run_ray
 from mlc_yolo.compare.grid import plan
 from mlc_yolo.compare.latency import measure
-from mlc_yolo.compare.recording import record
 from mlc_yolo.compare.rehearsal import refusals
+from mlc_yolo.evaluation.recording import record
 from mlc_yolo.metrics.coco import coco_evaluate
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.weighted_ap import WeightedAP
@@ -478,7 +478,7 @@ def test_records_hold_what_the_validation_judges(tiny_data: Path, run_dir: Path)
 
 
 def test_the_rank_correlations_of_objects_are_numbered_through_the_images() -> None:
-    from mlc_yolo.compare.recording import object_correlations
+    from mlc_yolo.evaluation.recording import object_correlations
 
     rising = np.array([[s, s, 1, 0] for s in (0.1, 0.2, 0.3, 0.4, 0.5)], dtype=np.float32)
     falling = np.array([[s, 1 - s, 0, 0] for s in (0.1, 0.2, 0.3, 0.4, 0.5)], dtype=np.float32)

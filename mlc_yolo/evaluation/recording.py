@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE, MLCValidator
 from mlc_yolo.metrics import divergence
 from mlc_yolo.metrics.records import Records
-from mlc_yolo.model import MLCYOLO
 
 Float32Array = NDArray[np.float32]
 
@@ -37,6 +36,10 @@ class RecordingValidator(MLCValidator):
         super().init_metrics(model)
         self._images, self._sizes = [], []
 
+    def image_order(self) -> list[int]:
+        """Return the places of the images validated so far in the order of their names, which is the records'."""
+        return sorted(range(len(self._images)), key=self._images.__getitem__)
+
     def _process_batch(self, preds: dict[str, Any], batch: dict[str, Any]) -> dict[str, np.ndarray]:
         self._images.append(str(batch["im_file"]))
         height, width = batch["ori_shape"]
@@ -46,19 +49,19 @@ class RecordingValidator(MLCValidator):
     def get_stats(self) -> dict[str, Any]:
         """Return the metrics as upstream does; keep the boxes first, which upstream drops here."""
         stats = self.metrics.stats
-        order = sorted(range(len(self._images)), key=self._images.__getitem__)
+        order = self.image_order()
         objects, found, samples = (
             [stats[name][i] for i in order] for name in ("coco_objects", "coco_detections", "score_iou")
         )
-        gt_boxes, (gt_labels,) = _columns(objects, 1)
-        boxes, (scores, labels) = _columns(found, 2)
+        gt_boxes, (gt_labels,) = columns(objects, 1)
+        boxes, (scores, labels) = columns(found, 2)
         self.records = Records(
             images=[self._images[i] for i in order],
             sizes=np.array([self._sizes[i] for i in order], dtype=np.int64).reshape(-1, 2),
-            gt_image=_image_index(objects),
+            gt_image=image_index(objects),
             gt_boxes=gt_boxes,
             gt_labels=gt_labels.astype(np.int64),
-            image=_image_index(found),
+            image=image_index(found),
             boxes=boxes,
             scores=scores,
             labels=labels.astype(np.int64),
@@ -69,11 +72,11 @@ class RecordingValidator(MLCValidator):
         return metrics
 
 
-def record(model: MLCYOLO, **arguments: Any) -> Records:
+def record(model: Any, **arguments: Any) -> Records:
     """Validate a model and keep what it saw, down to the confidence AP is measured at.
 
     Args:
-        model: the model.
+        model: an `MLCYOLO`.
         **arguments: of `MLCYOLO.val`, or of the training it comes from, most of which do nothing here.
 
     Returns:
@@ -110,11 +113,12 @@ def object_correlations(images: Sequence[Float32Array], objects: Sequence[int]) 
     return rho.astype(np.float32)
 
 
-def _columns(rows: Sequence[Float32Array], extra: int) -> tuple[Float32Array, list[Float32Array]]:
+def columns(rows: Sequence[Float32Array], extra: int) -> tuple[Float32Array, list[Float32Array]]:
     """Return the boxes (n, 4) of all images, and the `extra` columns after them."""
     merged = np.concatenate([np.empty((0, 4 + extra), dtype=np.float32), *rows])
     return merged[:, :4], [merged[:, 4 + i] for i in range(extra)]
 
 
-def _image_index(rows: Sequence[Float32Array]) -> NDArray[np.int64]:
+def image_index(rows: Sequence[Float32Array]) -> NDArray[np.int64]:
+    """Return the image of every row of all images."""
     return np.repeat(np.arange(len(rows)), [len(row) for row in rows])

@@ -1,0 +1,58 @@
+"""Diagnose a detector: one validation, then what it shows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics.utils import LOGGER
+
+from mlc_yolo.evaluation import diagnosis_files
+from mlc_yolo.evaluation.diagnosing import DiagnosingValidator
+from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
+
+
+def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
+    """Say what holds a detector back.
+
+    Validates once, prints the table of repairs and the verdict, and writes both to the run's folder as `diagnosis.csv`
+    and `diagnosis.json`.
+
+    Args:
+        model: an `MLCYOLO` for detection: a checkpoint, or an export that gives raw outputs.
+        conf: the score threshold that the detector is deployed with, in [0, 1].
+        **arguments: of `MLCYOLO.val`.
+
+    Returns:
+        The diagnosis; `folder` says where its files are.
+
+    Raises:
+        ValueError: a model of another task, a threshold out of its domain, data without objects, or with a class that
+            the model does not know.
+    """
+    if model.task != "detect":
+        raise ValueError(f"a diagnosis is of a detection model, and this is a {model.task} model")
+    if isinstance(conf, bool) or not isinstance(conf, int | float) or not 0 <= conf <= 1:
+        raise ValueError(f"conf={conf!r} must be a score threshold from 0 to 1, such as conf=0.25")
+    made: list[DiagnosingValidator] = []
+
+    def validator(**kwargs: Any) -> DiagnosingValidator:
+        made.append(DiagnosingValidator(**kwargs))
+        return made[-1]
+
+    try:
+        model.val(validator, **{"name": "diagnose", **arguments, "conf": LOWEST_CONFIDENCE, "plots": False})
+    except ValueError:
+        for folder in (Path(begun.save_dir) for begun in made):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+        raise
+    seen = made[0].observations
+    assert seen is not None
+    diagnosis = Diagnosis(seen, confidence=conf)
+    diagnosis.folder = Path(made[0].save_dir)
+    diagnosis.folder.mkdir(parents=True, exist_ok=True)
+    files = diagnosis_files.write(diagnosis, diagnosis.folder)
+    LOGGER.info(f"\n{diagnosis_files.as_text(diagnosis)}\n\nWritten: {', '.join(map(str, files))}")
+    return diagnosis

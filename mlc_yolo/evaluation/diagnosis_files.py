@@ -1,0 +1,99 @@
+"""A diagnosis as text and as files: the table of repairs as CSV, everything as JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mlc_yolo import whole_files
+from mlc_yolo.evaluation.diagnosis import Diagnosis, Gain
+from mlc_yolo.evaluation.verdict import verdict
+from mlc_yolo.metrics.operating_point import OperatingPoint
+from mlc_yolo.metrics.oracles import Repair
+from mlc_yolo.metrics.reliability import Reliability
+
+CSV, JSON = "diagnosis.csv", "diagnosis.json"
+COLUMNS = ("repair", "AP", "AP50", "AP75", "gain", "low", "high", "gain50", "gain75")
+
+
+def table(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    """Return a row per repair, the detector as it is first and everything mended last; AP and gains in percent."""
+    everything = diagnosis.oracles(tuple(Repair))
+    last = {"repair": "all together", **{name: 100 * float(values[0]) for name, values in everything.items()}}
+    return [*map(_row, (diagnosis.baseline, *diagnosis.gains.values())), last]
+
+
+def as_text(diagnosis: Diagnosis) -> str:
+    """Return the table and the verdict, as the console prints them."""
+    lines = [f"{'mended':<22}{'AP':>7}{'AP50':>7}{'AP75':>7}{'gain':>8}  95 % interval"]
+    for row in table(diagnosis):
+        values = "".join(f"{row[name]:>7.1f}" for name in ("AP", "AP50", "AP75"))
+        gain = f"{row['gain']:>+8.1f}  {row['low']:.1f} to {row['high']:.1f}" if row.get("gain") else ""
+        lines.append(f"{row['repair']:<22}{values}{gain}")
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in verdict(diagnosis))])
+
+
+def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
+    """Return everything that was measured; AP and gains in percent, None where a number is undefined."""
+    plain = diagnosis.curve_without_rescoring
+    return {
+        "images": len(diagnosis.seen.records.images),
+        "objects": len(diagnosis.seen.records.gt_labels),
+        "AP": asdict(diagnosis.ap),
+        "repairs": table(diagnosis),
+        "costliest": [repair.value for repair in diagnosis.costliest],
+        "confusions": [_row(gain) for gain in diagnosis.confusions],
+        "sizes": [asdict(size) for size in diagnosis.sizes],
+        "classes": [asdict(row) for row in diagnosis.classes],
+        "spearman": diagnosis.spearman,
+        "score_as_iou": _calibration(diagnosis.reliability),
+        "predicted_iou": None if diagnosis.predicted_iou is None else _calibration(diagnosis.predicted_iou),
+        "deployed": _point(diagnosis.curve.at(diagnosis.confidence)),
+        "best_f1": _point(diagnosis.curve.best_f1()),
+        "deployed_without_rescoring": None if plain is None else _point(plain.at(diagnosis.confidence)),
+        "verdict": verdict(diagnosis),
+    }
+
+
+def write(diagnosis: Diagnosis, folder: Path) -> list[Path]:
+    """Write both files, each in one step.
+
+    Args:
+        diagnosis: what to write.
+        folder: an existing folder.
+
+    Returns:
+        Their paths.
+    """
+    text = io.StringIO()
+    rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    rows.writeheader()
+    rows.writerows(table(diagnosis))
+    whole_files.write(folder / CSV, text.getvalue())
+    whole_files.write_json(folder / JSON, as_dict(diagnosis), indent=2)
+    return [folder / CSV, folder / JSON]
+
+
+def _row(gain: Gain) -> dict[str, Any]:
+    return {
+        "repair": gain.name,
+        **gain.values,
+        "gain": gain.gain.mean,
+        "low": gain.gain.low,
+        "high": gain.gain.high,
+        "gain50": gain.gain50,
+        "gain75": gain.gain75,
+    }
+
+
+def _calibration(values: Reliability) -> dict[str, Any]:
+    return {"error": values.error, "bias": values.bias, "count": int(values.count.sum())}
+
+
+def _point(point: OperatingPoint) -> dict[str, Any]:
+    rates = {name: getattr(point, name) for name in ("precision", "recall", "f1", "false", "per_image")}
+    return {**asdict(point), **{name: None if math.isnan(value) else value for name, value in rates.items()}}
