@@ -33,7 +33,6 @@ def run_demo(**overrides: Any) -> Path:
     Returns:
         The run's folder.
     """
-    from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils import LOGGER, colorstr
 
     from mlc_yolo.data.resolve import resolve_data
@@ -50,11 +49,11 @@ def run_demo(**overrides: Any) -> Path:
     LOGGER.info(f"{colorstr('2/4 validate:')} {model.trainer.best}")
     metrics = model.val(coco_eval=True, name="val", **common)
 
-    images = sorted(Path(check_det_dataset(arguments["data"])["val"]).glob("*.*"))[:8]
+    images = validation_images(arguments["data"], 8)
     LOGGER.info(f"{colorstr('3/4 predict:')} {len(images)} validation images")
     del common["data"]
     # After so short a training few scores pass the usual 0.25.
-    model.predict([str(image) for image in images], conf=0.1, save=True, name="predict", verbose=False, **common)
+    model.predict(images, conf=0.1, save=True, name="predict", verbose=False, **common)
 
     LOGGER.info(f"{colorstr('4/4 who learns what:')} task-aligned and mutual labelling side by side")
     MLCYOLO(run / "weights" / "best.pt").assignments(
@@ -73,3 +72,16 @@ def run_demo(**overrides: Any) -> Path:
         f"Now with images of your own: {program} train model=yolo11n.pt data=path/to/your.yaml"
     )
     return run
+
+
+def validation_images(data: str, count: int) -> list[str]:
+    """Return the first images of the validation split, whether it is a folder, a list in a file, or several.
+
+    Args:
+        data: as `data=` takes it.
+        count: how many at most.
+    """
+    from mlc_yolo.data.listing import image_files
+    from mlc_yolo.data.resolve import open_data
+
+    return image_files(open_data(data)["val"])[:count]

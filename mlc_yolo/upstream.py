@@ -84,6 +84,8 @@
 | `load_image` raises FileNotFoundError for what it cannot decode | data sets |
 | labels are cached beside the folder of the first image's labels, by its name with `.cache` | caches of labels |
 | `find_dataset_yaml(folder)` is the YAML read for a folder; `YAML.load` what is read of it | data YAMLs |
+| `convert_ndjson_to_yolo_if_needed` awaits the converter for `.ndjson` and returns anything else as it is | data sets |
+| a line of a list of images is a path as it stands, blanks included | listing |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
 
 Where upstream asks for an exact class or a class's name, so that a subclass of ours falls through. A test looks for

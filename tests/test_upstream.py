@@ -784,3 +784,23 @@ def test_what_a_torchvision_layer_is_given() -> None:
 
 def test_exported_models_are_told_by_their_suffixes() -> None:
     assert {".pt", ".onnx", ".torchscript", ".engine"} <= set(export_formats()["Suffix"])
+
+
+def test_ndjson_is_converted_and_anything_else_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ultralytics.data import converter
+    from ultralytics.data.utils import convert_ndjson_to_yolo_if_needed
+
+    async def convert(source: str, *, fraction: float, split: str) -> tuple[str, float, str]:
+        return source, fraction, split
+
+    monkeypatch.setattr(converter, "convert_ndjson_to_yolo", convert)
+    assert convert_ndjson_to_yolo_if_needed("a.ndjson", 0.5, split="val") == ("a.ndjson", 0.5, "val")
+    assert convert_ndjson_to_yolo_if_needed("a.yaml", 0.5, split="val") == "a.yaml"
+
+
+def test_a_line_of_a_list_is_a_path_as_it_stands(tiny_data: Path, tmp_path: Path) -> None:
+    image = tiny_data.parent / "images" / "train" / "0.png"
+    (tmp_path / "list.txt").write_text(f"{image}\n{image} \n {image}\n{image}\n")
+    data = {"names": dict(enumerate("abc")), "nc": 3}
+    dataset = YOLODataset(img_path=str(image.parent), imgsz=64, augment=False, data=data)
+    assert dataset.get_img_files(str(tmp_path / "list.txt")) == [f" {image}", str(image), str(image)]

@@ -20,6 +20,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOCAL_RANK, LOGGER
 
 from mlc_yolo.data.label_cache import check_cache
+from mlc_yolo.data.listing import warn_of_blanks
 from mlc_yolo.data.ssd_augmentation import SSDAugmentation
 
 
@@ -37,16 +38,23 @@ class CheckedDataset(YOLODataset):
         Raises:
             ValueError: the cache of the labels is more than data.
         """
-        found = len(self.im_files)
+        listed = len(self.im_files)
         labels: list[dict[str, Any]] = super().get_labels()
-        self.say_left_out(found - len(labels), found)
+        self.say_left_out(listed - len(labels), listed)
         return labels
 
-    def say_left_out(self, count: int, found: int) -> None:
-        """Say how many of the images found are left out, if any; upstream has named them one by one."""
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """List the images as upstream does, and name lists with blanks that hide some."""
+        files: list[str] = super().get_img_files(img_path)
+        if LOCAL_RANK in {-1, 0}:
+            warn_of_blanks(img_path)
+        return files
+
+    def say_left_out(self, count: int, listed: int) -> None:
+        """Say how many of the images listed are left out, if any; upstream has named them one by one."""
         if count and LOCAL_RANK in {-1, 0}:
             LOGGER.warning(
-                f"{self.prefix}{count} of {found} images are left out, damaged or with labels that are not valid: "
+                f"{self.prefix}{count} of {listed} images are left out, damaged or with labels that are not valid: "
                 "the messages above say why"
             )
 

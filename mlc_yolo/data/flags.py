@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
+from ultralytics.utils import YAML
 
 from mlc_yolo import whole_files
 
@@ -74,10 +74,10 @@ def read_flags(source: str | Path | Sequence[str | Path], split: str = "val") ->
     for folder in folders:
         file = folder.parent.parent / FOLDER / f"{folder.name}.json"
         if folder.parent.name in {"images", "labels"} and file.is_file():
-            found = _read(file)
-            if twice := sorted(flags.keys() & found.keys()):
+            images = _read(file)
+            if twice := sorted(flags.keys() & images.keys()):
                 raise ValueError(f"{file}: another folder of the split has an image {twice[0]!r} as well.")
-            flags |= found
+            flags |= images
     return flags
 
 
@@ -110,9 +110,7 @@ def difficult_rows(flags: ImageFlags | None, rows: NDArray[Any], tolerance: floa
 
 
 def _folders(data: Path, split: str) -> list[Path]:
-    settings = yaml.safe_load(data.read_text(encoding="utf-8"))
-    if not isinstance(settings, dict):
-        raise ValueError(f"{data} must hold 'key: value' lines.")
+    settings = YAML.load(data)
     given = settings.get(split) or []
     root = data.parent / str(settings.get("path") or "")
     return [(root / str(folder)).resolve() for folder in (given if isinstance(given, list) else [given])]
@@ -126,7 +124,7 @@ def _read(file: Path) -> dict[str, ImageFlags]:
         return {
             stem: ImageFlags(
                 rows=_rows(entry["objects"]),
-                difficult=np.array([bool(each.get("difficult")) for each in entry["objects"]], bool),
+                difficult=np.array([bool(box.get("difficult")) for box in entry["objects"]], bool),
                 crowd=_rows(entry["crowd"]),
             )
             for stem, entry in content["images"].items()
@@ -136,4 +134,4 @@ def _read(file: Path) -> dict[str, ImageFlags]:
 
 
 def _rows(objects: list[dict[str, Any]]) -> NDArray[np.float64]:
-    return np.array([each["row"] for each in objects], np.float64).reshape(-1, 5)
+    return np.array([box["row"] for box in objects], np.float64).reshape(-1, 5)

@@ -1,4 +1,4 @@
-"""The images that a folder or a list of paths means, found as Ultralytics finds them."""
+"""The images that a folder or a list of paths means, as Ultralytics finds them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ultralytics.data.utils import IMG_FORMATS
+from ultralytics.utils import LOGGER
 
 
 def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
@@ -25,11 +26,10 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
         FileNotFoundError: nothing is there, or no image in it.
         ValueError: a folder holds a link that leads back to it.
     """
-    several: Sequence[str | Path] = [source] if isinstance(source, str | Path) else source
-    found = [file for each in several for file in named_images(each)]
-    if not found:
+    files = [file for place in _several(source) for file in named_images(place)]
+    if not files:
         raise FileNotFoundError(f"images: none in '{source}'. Expected .jpg, .png or the like")
-    return sorted({os.path.abspath(file) for file in found})
+    return sorted({os.path.abspath(file) for file in files})
 
 
 def named_images(source: str | Path) -> list[str]:
@@ -51,13 +51,48 @@ def named_images(source: str | Path) -> list[str]:
     elif _is_image(path.name):
         files = [str(path)]
     else:
-        try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except UnicodeDecodeError as error:
-            raise FileNotFoundError(f"images: '{source}' is no list of paths, which is text in UTF-8") from error
         here = f"{path.parent}{os.sep}"
-        files = [line.replace("./", here, 1) if line.startswith("./") else line for line in map(str.strip, lines)]
+        files = [line.replace("./", here, 1) if line.startswith("./") else line for line in _lines(path)]
     return [file.replace("/", os.sep) for file in files if _is_image(file)]
+
+
+def warn_of_blanks(source: str | Path | Sequence[str | Path]) -> None:
+    """Name the lists in which blanks before or behind a path hide an image: Ultralytics reads a line as it stands.
+
+    Args:
+        source: one that `image_files` has listed.
+    """
+    for place in _several(source):
+        if not os.path.isfile(place) or _is_image(str(place)):
+            continue
+        hidden = [line for line in _lines(Path(place)) if line != line.strip() and _is_image(line.strip())]
+        if hidden:
+            LOGGER.warning(
+                f"{place}: blanks stand before or behind {len(hidden)} paths, such as {hidden[0]!r}: those images are "
+                "not found. Remove the blanks"
+            )
+
+
+def printable(text: str) -> str:
+    r"""Return a text that can be shown and written: names that are not in UTF-8 get their bytes as numbers.
+
+    Example:
+        >>> printable(os.fsdecode(b"caf\xe9.png"))
+        'caf\\udce9.png'
+    """
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _several(source: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [source] if isinstance(source, str | Path) else source
+
+
+def _lines(file: Path) -> list[str]:
+    """Read the lines of a list as Ultralytics does, blanks included but those of the file's two ends."""
+    try:
+        return file.read_text(encoding="utf-8-sig").strip().splitlines()
+    except UnicodeDecodeError as error:
+        raise FileNotFoundError(f"images: '{file}' is no list of paths, which is text in UTF-8") from error
 
 
 def _is_image(file: str) -> bool:
@@ -85,7 +120,7 @@ def refuse_loops(folder: str | Path) -> None:
                 if entry.name.startswith(".") or not entry.is_dir():
                     continue
                 real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
-                if any(each == real or each.startswith(os.path.join(real, "")) for each in above):
+                if any(outer == real or outer.startswith(os.path.join(real, "")) for outer in above):
                     raise ValueError(
                         f"the link {entry.path} leads back to {real}, in which it lies, so the search for images would "
                         "go in circles: remove it"

@@ -108,17 +108,47 @@ def resolve_for_upstream(data: str | Path | None, *, split: str | None = None) -
 
     from mlc_yolo.data.label_cache import check_cache, check_label_caches
 
-    found = resolve_data(data, split=split)
-    settings_file = _settings_file(Path(found))
+    resolved = resolve_data(data, split=split)
+    settings_file = _settings_file(Path(resolved))
     if settings_file is not None:
         settings = YAML.load(settings_file)
         folders = ("labels", str(settings.get("masks_dir") or "masks"), "depth")
         for key in SPLITS:
             check_label_caches(image_paths(settings, settings_file, key), folders)
-    elif os.path.isdir(found):
-        for folder in Path(found).iterdir():
+    elif os.path.isdir(resolved):
+        for folder in Path(resolved).iterdir():
             check_cache(folder.with_suffix(".cache"))
-    return found
+    return resolved
+
+
+def open_data(
+    data: str | Path | None, *, split: str | None = None, fraction: Any = 1.0, download: bool = True
+) -> dict[str, Any]:
+    """Read the description of a data set, for commands that list its images themselves: what a training reads, they do.
+
+    Args:
+        data: as for `resolve_data`, or an NDJSON file or address, which is converted as upstream does before training.
+        split: the split that is read beside "train"; default "val".
+        fraction: upstream's, of an NDJSON set: the images that are fetched.
+        download: fetch a set that is not here.
+
+    Returns:
+        Upstream's description: absolute paths by split, `names`, `nc`, `channels`, `path`, `yaml_file`.
+
+    Raises:
+        ValueError: as for `resolve_data`.
+        TypeError: no path.
+        OSError: no such data set or split; or the cache folder cannot be written.
+        SyntaxError: a YAML that lacks an entry.
+    """
+    from ultralytics.data.utils import check_det_dataset, convert_ndjson_to_yolo_if_needed
+
+    resolved = resolve_data(data, split=split)
+    converted = str(convert_ndjson_to_yolo_if_needed(resolved, fraction, split=split or "val"))
+    if converted != resolved:
+        converted = resolve_data(converted, split=split)  # a YAML that holds what the NDJSON said
+    description: dict[str, Any] = check_det_dataset(converted, autodownload=download, split=split or "")
+    return description
 
 
 def look_at_data(data: str, *, split: str | None = None) -> None:
@@ -141,12 +171,12 @@ def look_at_data(data: str, *, split: str | None = None) -> None:
         return
     split = split or "val"
     try:
-        found = check_det_dataset(data, split=split)
+        description = check_det_dataset(data, split=split)
     except Exception as error:
         raise RuntimeError(f"Dataset '{clean_url(data)}' error ❌ {error}") from error
     for key in ("train", split):
         try:
-            image_files(found[key])
+            image_files(description[key])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{data}: '{key}': {error}") from error
 

@@ -15,7 +15,8 @@ plain draw of 5 % lacks 9 classes on average and this one none, with 7 of 120 im
 either way. Of 1 %, 24 images, it picks crowded ones: 13 boxes per image instead of 9, 5 classes missing instead of 42.
 
 Drawn by seed, percent and fold alone: the same images on any machine, wherever the data set lies. An image without
-label file is background, as in training.
+label file is background, as in training; one whose label file is not valid is left out, as in training, and named. So
+is an image whose path is not in UTF-8, as a list of paths is.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from ultralytics.data.utils import check_det_dataset, img2label_paths
+from ultralytics.data.utils import img2label_paths
 from ultralytics.utils import LOGGER
 
 from mlc_yolo import whole_files
 from mlc_yolo.data.fonts import provide_fonts
-from mlc_yolo.data.listing import image_files
-from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.data.listing import image_files, printable, warn_of_blanks
+from mlc_yolo.data.resolve import open_data
 
 Percents = str | float | Sequence[str | float]
 
@@ -61,7 +62,7 @@ def split(
 
     Raises:
         ValueError: a wrong argument; a percent that leaves nothing labelled or nothing unlabelled; no labels; an image
-            of a list that does not exist; a label file that cannot be read.
+            of a list that does not exist.
         FileExistsError: `output` holds one of the files with other content; nothing is written.
         OSError: the data set cannot be found, or something cannot be written.
     """
@@ -70,24 +71,23 @@ def split(
     if folds < 1:
         raise ValueError(f"folds must be at least 1, got {folds}.")
     provide_fonts()
-    settings: dict[str, Any] = check_det_dataset(resolve_data(data), autodownload=False)
+    settings = open_data(data, download=False)
     name = _name(Path(data))
-    images = list_images(settings["train"])
-    classes = _read_classes(images, len(settings["names"]))
-    counts = {each: round(len(images) * each / 100) for each in percents}
-    for each, count in counts.items():
+    images, classes = _read_classes(list_images(settings["train"]), len(settings["names"]))
+    counts = {share: round(len(images) * share / 100) for share in percents}
+    for share, count in counts.items():
         if not 0 < count < len(images):
             raise ValueError(
-                f"percent={each:g} of {len(images)} training images is {count}; expected 1 or more, not all."
+                f"percent={share:g} of {len(images)} training images is {count}; expected 1 or more, not all."
             )
 
     folder = Path(output if output is not None else f"{name}-splits").expanduser().absolute()
     files: dict[Path, str] = {}
     written, table = [], []
-    for each, count in counts.items():
+    for share, count in counts.items():
         for fold in range(folds):
-            stem = f"{name}-{each:g}pct-fold{fold}"
-            labelled = draw(classes, count, random.Random(f"{seed} {each:g} {fold}"))
+            stem = f"{name}-{share:g}pct-fold{fold}"
+            labelled = draw(classes, count, random.Random(f"{seed} {share:g} {fold}"))
             lists = {key: folder / f"{stem}-{key}.txt" for key in ("labeled", "unlabeled")}
             files[lists["labeled"]] = _lines(images[i] for i in labelled)
             files[lists["unlabeled"]] = _lines(images[i] for i in sorted(set(range(len(images))) - set(labelled)))
@@ -109,16 +109,18 @@ def list_images(source: str | Sequence[str]) -> list[Path]:
         source: a folder or a list file (an image a line, "./" being the list's folder), or several of them.
 
     Returns:
-        Absolute paths. Links are not followed: labels lie beside the link.
+        Absolute paths. Blanks before or behind a path hide it, as in training, which is said. Links are not followed:
+        labels lie beside the link.
 
     Raises:
         FileNotFoundError: nothing is found.
         ValueError: a listed image does not exist.
     """
-    found = [Path(file) for file in image_files(source)]
-    if missing := [str(image) for image in found if not image.is_file()]:
+    images = [Path(file) for file in image_files(source)]
+    warn_of_blanks(source)
+    if missing := [str(image) for image in images if not image.is_file()]:
         raise ValueError(f"{len(missing)} images of {source} do not exist, {missing[0]} among them.")
-    return found
+    return images
 
 
 def draw(classes: Sequence[Counter[int]], count: int, generator: random.Random) -> list[int]:
@@ -141,17 +143,17 @@ def draw(classes: Sequence[Counter[int]], count: int, generator: random.Random) 
     order = list(range(len(classes)))
     generator.shuffle(order)
     drawn, rest = order[:count], order[count:]
-    frequency = Counter(label for each in classes for label in each)
+    frequency = Counter(label for counts in classes for label in counts)
     covered = Counter(label for i in drawn for label in classes[i])
     for label in sorted(frequency, key=lambda label: (frequency[label], label)):
         having = [] if covered[label] else [i for i in rest if label in classes[i]]
         if not having:
             continue
-        new = max(having, key=lambda i: sum(not covered[each] for each in classes[i]))
-        gain = sum(not covered[each] for each in classes[new])
+        new = max(having, key=lambda i: sum(not covered[label] for label in classes[i]))
+        gain = sum(not covered[label] for label in classes[new])
         after = covered + Counter(dict.fromkeys(classes[new], 1))
-        old = min(reversed(drawn), key=lambda i: sum(after[each] == 1 for each in classes[i]))
-        if sum(after[each] == 1 for each in classes[old]) < gain:
+        old = min(reversed(drawn), key=lambda i: sum(after[label] == 1 for label in classes[i]))
+        if sum(after[label] == 1 for label in classes[old]) < gain:
             drawn[drawn.index(old)], rest[rest.index(new)] = new, old
             covered = after - Counter(dict.fromkeys(classes[old], 1))
     return sorted(drawn)
@@ -163,7 +165,7 @@ def _percents(given: Percents) -> list[float]:
         percents = [float(f"{float(part):g}") for part in parts]  # as file names have them
     except (TypeError, ValueError):
         percents = []
-    if not percents or isinstance(given, bool) or not all(0 < each < 100 for each in percents):  # NaN is not either
+    if not percents or isinstance(given, bool) or not all(0 < share < 100 for share in percents):  # NaN is not either
         raise ValueError(f"percent takes numbers between 0 and 100, such as 1,2,5,10; got {given!r}.")
     return list(dict.fromkeys(percents))
 
@@ -185,27 +187,53 @@ def _name(data: Path) -> str:
     return data.stem
 
 
-def _read_classes(images: Sequence[Path], num_classes: int) -> list[Counter[int]]:
-    """Count each image's boxes by class.
+def _read_classes(images: Sequence[Path], num_classes: int) -> tuple[list[Path], list[Counter[int]]]:
+    """Count each image's boxes by class, and name and leave out the images that cannot be in a split.
+
+    Returns:
+        The images that stay, and class -> boxes of each.
 
     Raises:
-        ValueError: a row without a class of this data set, or no row at all.
+        ValueError: no row at all.
     """
-    found = []
-    for file in map(Path, img2label_paths([str(image) for image in images])):
-        counts: Counter[int] = Counter()
+    kept, classes = [], []
+    for image, labels in zip(images, img2label_paths([str(image) for image in images]), strict=True):
+        path = printable(str(image))
+        try:
+            if path != str(image):
+                raise ValueError(f"the path {path} is not in UTF-8, as a list of paths is")
+            counts = _count_classes(Path(labels), num_classes)
+        except ValueError as error:
+            LOGGER.warning(f"{error}: {path} is left out")
+            continue
+        kept.append(image)
+        classes.append(counts)
+    if not any(classes):
+        raise ValueError(
+            f"No labels for the {len(images)} training images, such as {printable(str(images[0]))}: a split needs them."
+        )
+    return kept, classes
+
+
+def _count_classes(file: Path, num_classes: int) -> Counter[int]:
+    """Count the boxes of a label file by class; none where it is not there.
+
+    Raises:
+        ValueError: a row without a class of this data set, or bytes that are not UTF-8.
+    """
+    counts: Counter[int] = Counter()
+    try:
         lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            label = _label(line.split()[0])
-            if label is None or not 0 <= label < num_classes:
-                raise ValueError(f"{file}, line {number}: expected a class from 0 to {num_classes - 1}, got {line!r}.")
-            counts[label] += 1
-        found.append(counts)
-    if not any(found):
-        raise ValueError(f"No labels for the {len(images)} training images, such as {images[0]}: a split needs them.")
-    return found
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not in UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        label = _label(line.split()[0])
+        if label is None or not 0 <= label < num_classes:
+            raise ValueError(f"{file}, line {number}: expected a class from 0 to {num_classes - 1}, got {line!r}")
+        counts[label] += 1
+    return counts
 
 
 def _label(word: str) -> int | None:

@@ -21,7 +21,7 @@ from ultralytics.data.augment import Compose, LetterBox, RandomFlip, RandomPersp
 from ultralytics.utils import LOCAL_RANK, LOGGER
 
 from mlc_yolo.data.datasets import CheckedDataset
-from mlc_yolo.data.listing import image_files
+from mlc_yolo.data.listing import image_files, warn_of_blanks
 
 #: Chances and ranges of the strong view; rectangles are shares of the image's area.
 JITTER, BLUR, GREY = 0.8, 0.5, 0.2
@@ -77,7 +77,10 @@ class UnlabeledDataset(CheckedDataset):
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """List the images; see `image_files`."""
-        return image_files(img_path)
+        files = image_files(img_path)
+        if LOCAL_RANK in {-1, 0}:
+            warn_of_blanks(img_path)
+        return files
 
     def get_label_files(self) -> list[str]:
         """Return names of label files that do not exist."""
@@ -101,7 +104,7 @@ class UnlabeledDataset(CheckedDataset):
             ValueError: the cache is more than data.
         """
         self.get_label_files()
-        found = len(self.im_files)
+        listed = len(self.im_files)
         file = Path(self.im_files[0]).parent.with_suffix(".unlabeled.cache")
         cache, known = self._load_or_scan_cache(file, self.get_cache_hash())
         if known and cache["msgs"] and LOCAL_RANK in {-1, 0}:  # what a scan has said already
@@ -110,7 +113,7 @@ class UnlabeledDataset(CheckedDataset):
         if not labels:
             raise RuntimeError(self._unreadable())
         self.im_files = [label["im_file"] for label in labels]
-        self.say_left_out(found - len(labels), found)
+        self.say_left_out(listed - len(labels), listed)
         return labels
 
     def cache_labels(self, path: Path) -> dict[str, Any]:

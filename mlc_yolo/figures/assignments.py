@@ -19,7 +19,6 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, get_save_dir
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.checks import check_imgsz
 from ultralytics.utils.torch_utils import select_device
@@ -28,7 +27,7 @@ from mlc_yolo.assigners import Assigner, Predictions, Schedule, Targets, TaskAli
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
-from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.data.resolve import open_data
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.options import specification as options
 from mlc_yolo.plots.positives import assignment_figure
@@ -222,14 +221,13 @@ def open_split(model: MLCYOLO, data: str | Path | None, stock: dict[str, Any], *
     stride = max(int(net.stride.max()), 32)
     args.imgsz = check_imgsz(args.imgsz, stride=stride, max_dim=1)
     provide_fonts()
-    found = check_det_dataset(resolve_data(data or model.overrides.get("data"), split=args.split), split=args.split)
+    description = open_data(data or model.overrides.get("data"), split=args.split, fraction=args.fraction)
     if args.single_cls:
-        found["names"], found["nc"] = {0: net.names[0]}, 1
-    check_classes(found, net.names)
-    dataset = build(
-        found[args.split], args, warp=wants_warp(resize, net), data=found, batch=1, mode="val", stride=stride
-    )
-    return Split(args, found, dataset)
+        description["names"], description["nc"] = {0: net.names[0]}, 1
+    check_classes(description, net.names)
+    source, warp = description[args.split], wants_warp(resize, net)
+    dataset = build(source, args, warp=warp, data=description, batch=1, mode="val", stride=stride)
+    return Split(args, description, dataset)
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ import torch
 import torch.distributed as dist
 from ultralytics.cfg import cfg2dict
 from ultralytics.data import build_dataloader
-from ultralytics.data.utils import check_det_dataset
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, YAML, colorstr
 from ultralytics.utils.plotting import plot_images
 from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_model
 
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.listing import image_files
-from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.data.resolve import open_data, resolve_data
+from mlc_yolo.data.shared_images import find_shared
 from mlc_yolo.data.unlabeled import UnlabeledDataset
 from mlc_yolo.options import specification as options
 from mlc_yolo.plots.ssl_agreement import agreement_figure
@@ -328,15 +328,15 @@ def refuse_validation_images(files: list[str], data: str, split: str) -> None:
         ValueError: some are.
     """
     try:
-        held_out = check_det_dataset(data, autodownload=False).get(split)
-        judged = {str(Path(file).resolve()) for file in image_files(held_out or [])}
+        held_out = image_files(open_data(data, split=split, download=False)[split])
     except FileNotFoundError:  # upstream downloads it, or says what is missing
         return
-    shared = [file for file in files if str(Path(file).resolve()) in judged]
+    shared = find_shared(files, held_out)
     if shared:
+        copies = f", {len(shared.copies)} of them as copies" if shared.copies else ""
         raise ValueError(
-            f"{len(shared)} of {len(files)} images without labels are in the {split} set of {data}, "
-            f"such as {shared[0]}: what is validated on cannot be learned from. Give other images as unlabeled=..."
+            f"{len(shared)} of {len(files)} images without labels are in the {split} set of {data}{copies}, "
+            f"such as {shared.first}: what is validated on cannot be learned from. Give other images as unlabeled=..."
         )
 
 

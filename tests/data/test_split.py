@@ -49,6 +49,12 @@ TRAIN: list[list[int] | None] = [[0]] * 30 + [[0, 0, 1]] * 5 + [[2], [0, 3], [],
 GOLDEN = [6, 31, 35, 36]
 
 
+def both_lists(file: Path) -> list[list[Path]]:
+    """The labelled and the unlabelled images of a split's YAML."""
+    content = yaml.safe_load(file.read_text())
+    return [[Path(line) for line in Path(content[key]).read_text().splitlines()] for key in ("train", "unlabeled")]
+
+
 def write_set(root: Path, **changes: Any) -> Path:
     """A data set of `TRAIN` and two validation images; `changes` are keys of its YAML, None leaves one out."""
     write_images(root, "train", TRAIN)
@@ -343,10 +349,55 @@ def test_a_set_without_labels_is_refused(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["4 .5 .5 .1 .1", "-1 .5 .5 .1 .1", "1.5 .5 .5 .1 .1", "dog .5 .5 .1 .1", "nan 0 0 1 1"]
 )
-def test_a_wrong_class_is_named_with_its_file_and_line(line: str, data: Path, tmp_path: Path) -> None:
+def test_an_image_with_a_wrong_class_is_left_out_as_in_training_and_named(
+    line: str, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (data.parent / "labels" / "train" / "007.txt").write_text(f"0 .5 .5 .1 .1\n\n{line}\n")
-    with pytest.raises(ValueError, match=r"007\.txt, line 3: expected a class from 0 to 3, got"):
-        split(data, percent=10, output=tmp_path / "out")
+    with caplog.at_level("WARNING", "ultralytics"):
+        written = split(data, percent=10, folds=1, output=tmp_path / "out")
+    assert "007.txt, line 3: expected a class from 0 to 3, got" in caplog.text
+    assert "007.png" not in [file.name for lists in both_lists(written[0]) for file in lists]
+
+
+def test_an_image_with_labels_of_another_encoding_is_left_out_as_in_training_and_named(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (data.parent / "labels" / "train" / "007.txt").write_bytes("0 .5 .5 .1 .1 # Dürüm".encode("latin-1"))
+    with caplog.at_level("WARNING", "ultralytics"):
+        written = split(data, percent=10, folds=1, output=tmp_path / "out")
+    assert "007.txt is not in UTF-8" in caplog.text
+    assert "007.png" not in [file.name for lists in both_lists(written[0]) for file in lists]
+
+
+def test_an_image_that_no_list_can_name_is_left_out_and_shown(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = data.parent / "images" / "train"
+    strange = os.fsencode(images) + b"/caf\xe9.png"
+    try:
+        os.rename(images / "007.png", strange)
+    except OSError:
+        pytest.skip("this file system has names in UTF-8 alone")
+    with caplog.at_level("WARNING", "ultralytics"):
+        written = split(data, percent=10, folds=1, output=tmp_path / "out")
+    assert "caf\\udce9.png is not in UTF-8" in caplog.text
+    assert sum(len(lists) for lists in both_lists(written[0])) == 39
+
+
+def test_blanks_in_a_list_hide_an_image_as_in_training_and_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_set(tmp_path, train="train.txt")
+    names = [f"./images/train/{i:03d}.png" for i in range(40)]
+    names[3] += "  "
+    (tmp_path / "train.txt").write_text("\r\n".join(names), newline="")
+    with caplog.at_level("WARNING", "ultralytics"):
+        written = split(data, percent=10, folds=1, output=tmp_path / "out")
+    assert "train.txt: blanks stand before or behind 1 paths, such as './images/train/003.png  '" in caplog.text
+    described = check_det_dataset(str(data))
+    arguments = get_cfg(overrides={"imgsz": 32, "task": "detect", "data": str(data)})
+    trained = build_yolo_dataset(arguments, described["train"], 2, described, mode="val").im_files
+    assert sorted(str(file) for lists in both_lists(written[0]) for file in lists) == trained and len(trained) == 39
 
 
 def test_a_listed_image_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_links_hidden_files_and_strange_names_are_taken_as_ultralytics_takes_the
 def test_lists_name_paths_and_those_with_a_dot_are_relative_to_the_list(tmp_path: Path) -> None:
     here, there = write(tmp_path / "lists" / "a.png"), write(tmp_path / "b b.png")
     listed = tmp_path / "lists" / "all.txt"
-    listed.write_text(f"\ufeff./a.png\n\n{there}  \nnotes.md\n", encoding="utf-8")
+    listed.write_text(f"\ufeff./a.png\n\n{there}\nnotes.md\n", encoding="utf-8")
     assert image_files(listed) == sorted(map(str, (here, there)))
 
 

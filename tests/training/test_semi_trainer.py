@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import signal
 import subprocess
@@ -444,6 +445,18 @@ def _as_linked_image(val: Path, folder: Path) -> Path:
     return folder / "photos"
 
 
+def _as_hard_links(val: Path, folder: Path) -> Path:
+    for number, image in enumerate(sorted(val.iterdir())):
+        os.link(image, folder / f"{number} other name.png")
+    return folder
+
+
+def _as_copies(val: Path, folder: Path) -> Path:
+    for number, image in enumerate(sorted(val.iterdir())[:2]):
+        shutil.copy(image, folder / f"{number} other name.png")
+    return folder
+
+
 HIDDEN: dict[str, tuple[Hide, str]] = {
     "the folder": (lambda val, folder: val, "4 of 4"),
     "its parent": (lambda val, folder: val.parent, "4 of 12"),
@@ -451,6 +464,8 @@ HIDDEN: dict[str, tuple[Hide, str]] = {
     "a list": (_as_list, "1 of 1"),
     "a link": (_as_link, "4 of 4"),
     "a linked image": (_as_linked_image, "1 of 1"),
+    "hard links": (_as_hard_links, "4 of 4"),
+    "copies": (_as_copies, "2 of 2"),
     "among several": (lambda val, folder: [val.parent / "train", next(val.iterdir())], "1 of 9"),
 }
 
