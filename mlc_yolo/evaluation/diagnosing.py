@@ -1,7 +1,7 @@
 """A validation that also keeps what a diagnosis asks for: candidates before NMS, and what rescoring does.
 
-Everything is taken from the outputs of the one pass that a validation makes. Of an image it keeps a row per object and the
-detections: memory does not grow with the candidates.
+Everything is taken from the outputs of the one pass that a validation makes. Of an image it keeps a row per object and
+the detections: memory does not grow with the candidates.
 """
 
 from __future__ import annotations
