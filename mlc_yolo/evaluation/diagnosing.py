@@ -148,8 +148,10 @@ class DiagnosingValidator(RecordingValidator):
     def _process_batch(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, np.ndarray]:
         gt_boxes, gt_labels = batch["bboxes"].cpu(), batch["cls"].cpu()
         candidates = self._candidates.popleft()
-        best = torch.zeros(len(gt_boxes), 6) if candidates is None else best_placed(candidates, gt_boxes, gt_labels)
-        best[:, :4] = self._to_original(best[:, :4], batch)
+        best = torch.zeros(len(gt_boxes), 6)
+        if candidates is not None:  # clipped to the image, as detections are
+            candidates[:, :4] = self._to_original(candidates[:, :4], batch)
+            best = best_placed(candidates, self._to_original(gt_boxes, batch), gt_labels)
         self._best.append(best.numpy().astype(np.float32))
         self._sides.append((gt_boxes[:, 2:] - gt_boxes[:, :2]).clamp(min=0).prod(1).sqrt().double().numpy())
         if self._predicted:

@@ -6,7 +6,7 @@ AP and its gains are COCO's, in percent points; an interval is a 95 % interval o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -259,10 +259,11 @@ class Diagnosis:
         """Return the gain of AP (10, K, 1 + B) under some repair."""
         mended = summary(aps)
         gains = {metric: 100 * (mended[metric] - self._plain[metric]) for metric in mended}
+        gain = difference(gains["AP"][:1], gains["AP"][None, 1:])
         return Gain(
             name,
             {metric: 100 * float(values[0]) for metric, values in mended.items()},
-            difference(gains["AP"][:1], gains["AP"][None, 1:]),
+            replace(gain, low=max(gain.low, 0.0)),  # no repair lowers AP
             float(gains["AP50"][0]),
             float(gains["AP75"][0]),
             gains["AP"],
