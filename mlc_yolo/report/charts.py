@@ -71,7 +71,7 @@ def line_chart(x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, t
         zero: whether y = 0 is a line of its own, as in differences.
     """
     values = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
-    frame = _Frame(_limits(x), _limits(np.concatenate([np.empty(0), *values]), zero=zero))
+    frame = Frame(limits(x), limits(np.concatenate([np.empty(0), *values]), zero=zero))
     parts = [frame.axes(x_label, y_label)]
     if zero:
         parts.append(frame.line([frame.x[0], frame.x[1]], [0, 0], class_="zero"))
@@ -89,7 +89,7 @@ def line_chart(x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, t
         if np.isfinite(line.y).sum() == 1:
             at = int(np.flatnonzero(np.isfinite(line.y))[0])
             parts.append(frame.dot(x[at], line.y[at], class_=f"dot s{line.colour}"))
-    return _svg(HEIGHT, told, parts)
+    return svg(HEIGHT, told, parts)
 
 
 def interval_chart(intervals: Sequence[Interval], *, x_label: str, told: str) -> Markup:
@@ -97,15 +97,15 @@ def interval_chart(intervals: Sequence[Interval], *, x_label: str, told: str) ->
     row = 34
     height = TOP + row * len(intervals) + BOTTOM
     values = [v for each in intervals for v in (each.mean, each.low, each.high, *each.pairs)]
-    frame = _Frame(_limits(np.array(values), zero=True), (0, len(intervals)), height=height, left=RIGHT)
+    frame = Frame(limits(np.array(values), zero=True), (0, len(intervals)), height=height, left=RIGHT)
     parts = [frame.axes(x_label, ""), frame.line([0, 0], [0, len(intervals)], class_="zero")]
     for i, each in enumerate(intervals):
         middle = len(intervals) - i - 0.68
-        parts.append(_tag("text", each.name, x=frame.left, y=_n(frame.to_y(middle) - 10), class_="name"))
+        parts.append(tag("text", each.name, x=frame.left, y=short_number(frame.to_y(middle) - 10), class_="name"))
         parts.append(frame.line([each.low, each.high], [middle, middle], class_=f"interval s{each.colour}"))
         parts += [frame.dot(value, middle, class_="pair", r=2.5) for value in each.pairs if len(each.pairs) > 1]
         parts.append(frame.dot(each.mean, middle, class_=f"dot s{each.colour}", r=5))
-    return _svg(height, told, parts)
+    return svg(height, told, parts)
 
 
 def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
@@ -116,7 +116,7 @@ def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
         ious: (N,) in [0, 1].
         told: what a reader who does not see the chart should know of it.
     """
-    frame = _Frame((0, 1), (0, 1), height=WIDTH)
+    frame = Frame((0, 1), (0, 1), height=WIDTH)
     edges = np.linspace(0, 1, CELLS + 1)
     counts, _, _ = np.histogram2d(scores, ious, bins=(edges, edges))
     shade = np.zeros(counts.shape, dtype=np.int64)
@@ -126,20 +126,23 @@ def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
     parts = []
     for level in range(1, SHADES + 1):
         corners = ((frame.to_x(edges[i]), frame.to_y(edges[j + 1])) for i, j in np.argwhere(shade == level))
-        cells = "".join(f"M{_n(x)} {_n(y)}h{_n(width)}v{_n(depth)}h{_n(-width)}z" for x, y in corners)
+        cells = "".join(
+            f"M{short_number(x)} {short_number(y)}h{short_number(width)}v{short_number(depth)}h{short_number(-width)}z"
+            for x, y in corners
+        )
         if cells:
-            parts.append(_tag("path", d=cells, class_="cell", fill_opacity=_n(0.1 + 0.8 * level / SHADES)))
+            parts.append(tag("path", d=cells, class_="cell", fill_opacity=short_number(0.1 + 0.8 * level / SHADES)))
     parts += [frame.axes("score", "IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
     bins = np.linspace(0, 1, 21)
     groups = [ious[(scores >= low) & (scores < high)] for low, high in pairwise(bins)]
     median = np.array([np.median(group) if len(group) >= MIN_BOXES else np.nan for group in groups])
     parts.append(frame.line((bins[1:] + bins[:-1]) / 2, median, class_="median"))
-    return _svg(WIDTH, told, parts)
+    return svg(WIDTH, told, parts)
 
 
 def reliability_chart(found: Reliability, *, colour: int, told: str) -> Markup:
     """Draw mean IoU against mean score by bins, the diagonal of honest scores, and how many boxes a bin holds."""
-    frame = _Frame((0, 1), (0, 1), height=250)
+    frame = Frame((0, 1), (0, 1), height=250)
     strip, base = 44, 250 + 50
     parts = [frame.axes("score", "mean IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
     for score, iou in zip(found.score, found.iou, strict=True):
@@ -155,23 +158,32 @@ def reliability_chart(found: Reliability, *, colour: int, told: str) -> Markup:
         tall = strip * count / max(1, int(found.count.max())) * 0.7
         x = frame.left + i * width
         parts.append(
-            _tag("rect", x=_n(x + 1), y=_n(base - tall), width=_n(width - 2), height=_n(tall), class_=f"bar s{colour}")
+            tag(
+                "rect",
+                x=short_number(x + 1),
+                y=short_number(base - tall),
+                width=short_number(width - 2),
+                height=short_number(tall),
+                class_=f"bar s{colour}",
+            )
         )
-        parts.append(_tag("text", _short(count), x=_n(x + width / 2), y=_n(base - tall - 3), class_="count"))
+        parts.append(
+            tag("text", _short(count), x=short_number(x + width / 2), y=short_number(base - tall - 3), class_="count")
+        )
     parts.append(
-        _tag(
+        tag(
             "text",
             "boxes in the bin",
-            x=_n(frame.left + (WIDTH - frame.left - RIGHT) / 2),
+            x=short_number(frame.left + (WIDTH - frame.left - RIGHT) / 2),
             y=base + 13,
             class_="label middle",
         )
     )
-    return _svg(base + 18, told, parts)
+    return svg(base + 18, told, parts)
 
 
 @dataclass(frozen=True)
-class _Frame:
+class Frame:
     """A pair of axes: from data to the drawing's units."""
 
     x: tuple[float, float]
@@ -180,30 +192,39 @@ class _Frame:
     left: int = LEFT
 
     def to_x(self, value: float) -> float:
+        """Return x in units of the drawing."""
         low, high = self.x
         return self.left + (value - low) / (high - low) * (WIDTH - self.left - RIGHT)
 
     def to_y(self, value: float) -> float:
+        """Return y in units of the drawing, downwards."""
         low, high = self.y
         return self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM)
 
     def axes(self, x_label: str, y_label: str) -> Markup:
+        """Return grid, ticks and labels; an axis without a label has none."""
         parts = []
         floor = self.height - BOTTOM
         for tick in _ticks(*self.x):
-            at = _n(self.to_x(tick))
-            parts.append(_tag("line", x1=at, x2=at, y1=TOP, y2=floor, class_="grid"))
-            parts.append(_tag("text", _tick_text(tick), x=at, y=floor + 14, class_="tick middle"))
+            at = short_number(self.to_x(tick))
+            parts.append(tag("line", x1=at, x2=at, y1=TOP, y2=floor, class_="grid"))
+            parts.append(tag("text", _tick_text(tick), x=at, y=floor + 14, class_="tick middle"))
         if y_label:
             for tick in _ticks(*self.y):
-                at = _n(self.to_y(tick))
-                parts.append(_tag("line", x1=self.left, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
+                at = short_number(self.to_y(tick))
+                parts.append(tag("line", x1=self.left, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
                 parts.append(
-                    _tag("text", _tick_text(tick), x=self.left - 4, y=_n(self.to_y(tick) + 4), class_="tick end")
+                    tag(
+                        "text",
+                        _tick_text(tick),
+                        x=self.left - 4,
+                        y=short_number(self.to_y(tick) + 4),
+                        class_="tick end",
+                    )
                 )
-            parts.append(_tag("text", y_label, x=self.left, y=TOP - 8, class_="label"))
-        middle = _n((self.left + WIDTH - RIGHT) / 2)
-        parts.append(_tag("text", x_label, x=middle, y=self.height - 5, class_="label middle"))
+            parts.append(tag("text", y_label, x=self.left, y=TOP - 8, class_="label"))
+        middle = short_number((self.left + WIDTH - RIGHT) / 2)
+        parts.append(tag("text", x_label, x=middle, y=self.height - 5, class_="label middle"))
         return Markup("").join(parts)
 
     def line(self, x: Any, y: Any, *, class_: str) -> Markup:
@@ -211,25 +232,27 @@ class _Frame:
         path, pen = [], "M"
         for a, b in zip(x, y, strict=True):
             if math.isfinite(b):
-                path.append(f"{pen}{_n(self.to_x(a))} {_n(self.to_y(b))}")
+                path.append(f"{pen}{short_number(self.to_x(a))} {short_number(self.to_y(b))}")
             pen = "L" if math.isfinite(b) else "M"
-        return _tag("path", d="".join(path), class_=class_) if path else Markup("")
+        return tag("path", d="".join(path), class_=class_) if path else Markup("")
 
     def dot(self, x: float, y: float, *, class_: str, r: float = 3) -> Markup:
-        return _tag("circle", cx=_n(self.to_x(x)), cy=_n(self.to_y(y)), r=r, class_=class_)
+        """Return a point."""
+        return tag("circle", cx=short_number(self.to_x(x)), cy=short_number(self.to_y(y)), r=r, class_=class_)
 
 
-def _svg(height: float, told: str, parts: Sequence[Markup]) -> Markup:
-    return _tag("svg", *parts, viewBox=f"0 0 {WIDTH} {_n(height)}", role="img", aria_label=told)
+def svg(height: float, told: str, parts: Sequence[Markup]) -> Markup:
+    """Return a drawing of that height, with what a reader who does not see it should know."""
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {short_number(height)}", role="img", aria_label=told)
 
 
-def _tag(name: str, *children: str, **attributes: Any) -> Markup:
+def tag(name: str, *children: str, **attributes: Any) -> Markup:
     """Return an element; what is not markup yet is escaped. `class_` stands for class, `a_b` for a-b."""
     text = "".join(f' {key.rstrip("_").replace("_", "-")}="{escape(value)}"' for key, value in attributes.items())
     return Markup(f"<{name}{text}>{Markup('').join(children)}</{name}>")
 
 
-def _limits(values: Array, *, zero: bool = False) -> tuple[float, float]:
+def limits(values: Array, *, zero: bool = False) -> tuple[float, float]:
     """Return limits with some room around all values that are finite."""
     known = values[np.isfinite(values)]
     if zero:
@@ -259,6 +282,6 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _n(value: float) -> str:
+def short_number(value: float) -> str:
     """Return a number as short as the eye allows."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -7,22 +7,18 @@ false detections. (Panoptic quality, Kirillov et al., CVPR 2019, eq. 1, of boxes
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from numpy.typing import NDArray
-from ultralytics.utils.patches import imread
 
 from mlc_yolo.metrics.errors import NO_OBJECT, ImageErrors, Kind
 from mlc_yolo.metrics.records import Records
+from mlc_yolo.report.photographs import box_markup, caption_markup, photograph_of
 
-LONGEST = 480  # px, the longer side of a photograph on the page
-JPEG_QUALITY = 78
 #: Words for a detection's error, and for an object's.
 WORDS = {
     Kind.LOCALIZATION: "badly placed",
@@ -117,7 +113,7 @@ def most_differing(
             if len(chosen) == count or sign * mean[i] <= 0:
                 break
             path = baseline[0].records.images[i]
-            photograph = _jpeg(path)
+            photograph = photograph_of(path)
             if photograph:
                 pair = int(np.abs(by_pair[:, i] - mean[i]).argmin())
                 panels = [
@@ -129,18 +125,6 @@ def most_differing(
     return lists[0], lists[1]
 
 
-def _jpeg(path: str) -> str:
-    """Return the image as a data URI, made small; nothing if there is no such image any more."""
-    photo = imread(path) if Path(path).is_file() else None
-    if photo is None:
-        return ""
-    scale = min(1.0, LONGEST / max(photo.shape[:2]))
-    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
-    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
-
-
 def _panel(run: Judged, i: int, name: str, photograph: str) -> Panel:
     """Return what one run found on image `i`."""
     records, image = run.records, run.images[i]
@@ -150,20 +134,20 @@ def _panel(run: Judged, i: int, name: str, photograph: str) -> Panel:
     boxes, captions = [], []
     for row, missed in zip(image.objects, image.missed, strict=True):
         box, kind = records.gt_boxes[row], "missed" if missed else "object"
-        boxes.append(_box(box, kind))
+        boxes.append(box_markup(box, kind))
         if missed:
             captions.append((box, _name(records, records.gt_labels[row]), kind))
     for row, kind, taken, iou in zip(image.detections, image.kind, image.taken, image.iou, strict=True):
         box = records.boxes[row]
         if taken != NO_OBJECT:
-            boxes.append(_box(box, "correct"))
+            boxes.append(box_markup(box, "correct"))
             captions.append((box, f"{iou:.2f}", "correct"))
         else:
-            boxes.append(_box(box, "wrong"))
+            boxes.append(box_markup(box, "wrong"))
             error = "" if kind == Kind.BACKGROUND else f": {WORDS[Kind(kind)]}"  # the photograph shows that
             captions.insert(0, (box, _name(records, records.labels[row]) + error, "wrong"))
     size = width / (26 if height > width else 32)  # the page shows tall photographs smaller
-    parts = [*boxes, Markup(f'<g font-size="{size:.1f}">'), *_captions(captions, width, size), Markup("</g>")]
+    parts = [*boxes, Markup(f'<g font-size="{size:.1f}">'), *caption_markup(captions, width, size), Markup("</g>")]
     overlay = Markup(f'<svg viewBox="0 0 {width} {height}" aria-hidden="true">{Markup("").join(parts)}</svg>')
     value = quality(image)
     errors = [
@@ -181,29 +165,3 @@ def _panel(run: Judged, i: int, name: str, photograph: str) -> Panel:
 
 def _name(records: Records, label: int) -> str:
     return records.names.get(int(label), f"class {label}")
-
-
-def _box(box: NDArray[np.floating], class_: str) -> Markup:
-    x1, y1, x2, y2 = (float(v) for v in box)
-    place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(0.0, x2 - x1):.1f}" height="{max(0.0, y2 - y1):.1f}"'
-    return Markup(f'<rect {place} class="halo {class_}"/><rect {place} class="{class_}"/>')
-
-
-def _captions(captions: Sequence[tuple[NDArray[np.floating], str, str]], width: int, size: float) -> list[Markup]:
-    """Return texts inside the upper left corners of their boxes; one that would cover an earlier one is left out.
-
-    Args:
-        captions: (4,) box, text and class of each, the most telling first.
-        width: of the image, in px.
-        size: of the texts, in px of the image.
-    """
-    taken: list[tuple[float, float, float]] = []
-    drawn = []
-    for box, text, class_ in captions:
-        long = 0.66 * size * len(text)  # about, in the usual fonts
-        x = max(0.0, min(float(box[0]) + size / 4, width - long))
-        y = max(float(box[1]), 0.0) + size
-        if all(abs(y - other_y) >= size or x + long < left or right < x for left, right, other_y in taken):
-            taken.append((x, x + long, y))
-            drawn.append(Markup(f'<text x="{x:.1f}" y="{y:.1f}" class="{class_}">{escape(text)}</text>'))
-    return drawn

@@ -1,0 +1,68 @@
+"""Photographs on a page: made small, as data URIs, with boxes and captions as SVG over them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+from ultralytics.utils.patches import imread
+
+LONGEST = 480  # px, the longer side of a photograph on the page
+JPEG_QUALITY = 78
+
+
+def photograph_of(path: str, region: tuple[int, int, int, int] | None = None) -> str:
+    """Return an image as a data URI, made small.
+
+    Args:
+        path: of the image.
+        region: x1, y1, x2, y2 of the part to show, in px; None is all of it.
+
+    Returns:
+        The URI; empty if there is no such image any more.
+    """
+    photo = imread(path) if Path(path).is_file() else None
+    if photo is None:
+        return ""
+    if region is not None:
+        x1, y1, x2, y2 = region
+        photo = photo[y1:y2, x1:x2]
+    scale = LONGEST / max(photo.shape[:2])
+    if region is None:
+        scale = min(1.0, scale)
+    size = (max(1, round(photo.shape[1] * scale)), max(1, round(photo.shape[0] * scale)))
+    small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+    _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def box_markup(box: NDArray[np.floating], class_: str) -> Markup:
+    """Return a box (4,), in px of the image, as SVG of that class of the style sheet."""
+    x1, y1, x2, y2 = (float(v) for v in box)
+    place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(0.0, x2 - x1):.1f}" height="{max(0.0, y2 - y1):.1f}"'
+    return Markup(f'<rect {place} class="halo {class_}"/><rect {place} class="{class_}"/>')
+
+
+def caption_markup(captions: Sequence[tuple[NDArray[np.floating], str, str]], width: int, size: float) -> list[Markup]:
+    """Return texts inside the upper left corners of their boxes; one that would cover an earlier one is left out.
+
+    Args:
+        captions: (4,) box, text and class of each, the most telling first.
+        width: of the image, in px.
+        size: of the texts, in px of the image.
+    """
+    taken: list[tuple[float, float, float]] = []
+    drawn = []
+    for box, text, class_ in captions:
+        long = 0.66 * size * len(text)  # about, in the usual fonts
+        x = max(0.0, min(float(box[0]) + size / 4, width - long))
+        y = max(float(box[1]), 0.0) + size
+        if all(abs(y - other_y) >= size or x + long < left or right < x for left, right, other_y in taken):
+            taken.append((x, x + long, y))
+            drawn.append(Markup(f'<text x="{x:.1f}" y="{y:.1f}" class="{class_}">{escape(text)}</text>'))
+    return drawn
