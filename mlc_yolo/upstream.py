@@ -51,6 +51,8 @@
 | `freeze` entries may be names; whatever is not named is made to train | trainer: frozen stages |
 | `_setup_scheduler` sets `lf` and a `LambdaLR` `scheduler` | trainer: `lr_steps` |
 | `save_model` writes to `last`, `best` and below `wdir`, by these attributes, and reads none of them | durable |
+| ... best.pt and epoch*.pt by these two conditions; of `ema` and `optimizer` it takes the state alone | durable |
+| `is_qat` tells a quantised model, whose layers `save_model` takes out of its copy | durable |
 | `optimizer_step` is called where `batch - last step >= accumulate`, the last step being -1 at first | durable |
 | a run that begins with `close_mosaic=0` closes nothing and keeps its loader's iterator | durable: resuming |
 | `InfiniteDataLoader` goes on with one `iterator`, made by `_get_iterator` where there is none | exact resume |

@@ -39,7 +39,7 @@ from ultralytics.utils.checks import check_suffix
 from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss
 from ultralytics.utils.metrics import DetMetrics
 from ultralytics.utils.ops import scale_boxes
-from ultralytics.utils.torch_utils import ModelEMA
+from ultralytics.utils.torch_utils import ModelEMA, is_qat
 
 from mlc_yolo import upstream as compat
 from mlc_yolo.heads.iou_aware import add_iou_channel
@@ -180,6 +180,17 @@ def test_checkpoints_are_written_by_attribute_and_not_read() -> None:
     epochs = '(self.wdir / f"epoch{self.epoch}.pt").write_bytes('
     assert source.count("self.wdir") == source.count(epochs) + source.count("self.wdir.mkdir(") == 2
     assert source.count("write_bytes(") == 3, "nothing else is written"
+    assert "if self.best_fitness == self.fitness:" in source
+    assert "if (self.save_period > 0) and (self.epoch % self.save_period == 0):" in source
+    assert source.count("self.ema") == source.count("self.ema.ema") + source.count("self.ema.updates") == 2
+    assert source.count("self.optimizer") == source.count("self.optimizer.state_dict()") == 1
+
+
+def test_a_quantised_model_is_told_by_its_layers() -> None:
+    layer = type("TensorQuantizer", (nn.Identity,), {})()
+    assert is_qat(nn.Sequential(layer)) and not is_qat(nn.Sequential(nn.Identity()))
+    source = inspect.getsource(BaseTrainer.save_model)
+    assert source.index("qat_state(ema)") < source.index("deepcopy(ema).half()") < source.index("strip_qat(ema)")
 
 
 def test_the_end_of_a_run_strips_and_validates_and_does_no_more() -> None:

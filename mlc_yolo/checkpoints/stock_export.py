@@ -33,6 +33,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import whole_files
 from mlc_yolo.checkpoints import safe_load
+from mlc_yolo.checkpoints.half_precision import to_half
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
 
 __all__ = ["NEEDS_STOCK", "export_stock", "to_stock"]
@@ -98,7 +99,7 @@ def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:
         raise ValueError(f"expected a file name ending in .pt, got '{path}': Ultralytics tells formats by their suffix")
     if isinstance(model, (str, Path)):
         model, _ = safe_load.load_checkpoint(model)
-    stock = to_stock(model).half().to(memory_format=torch.contiguous_format).requires_grad_(False)
+    stock = to_half(to_stock(model)).to(memory_format=torch.contiguous_format).requires_grad_(False)
     arguments = getattr(stock, "args", {})
     arguments = arguments if isinstance(arguments, dict) else vars(arguments)
     stock.args = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}

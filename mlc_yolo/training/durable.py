@@ -2,7 +2,8 @@
 
 1. Every checkpoint is written beside its place and moved there in one step, last.pt after the others: a run goes on
    from last.pt, and what its epoch wrote beside it must be there by then.
-2. last.pt holds what upstream's does not; `training.exact_resume` says what, and what is exact for it.
+2. last.pt holds what upstream's does not; `training.exact_resume` says what, and what is exact for it. Its weights are
+   serialised once an epoch; those of best.pt, in upstream's form, where the epoch was the best so far.
 3. At the end both are stripped, and stand beside what they hold without pickles; see `checkpoints.tensors_file`.
 
 A resumed run's first epoch puts random states and pending gradients back as it begins, the latest moment before images
@@ -12,16 +13,18 @@ are drawn: whatever was drawn to set the run up does not count.
 from __future__ import annotations
 
 import shutil
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
-from ultralytics.utils.torch_utils import strip_optimizer, torch_distributed_zero_first, unwrap_model
+from ultralytics.utils.torch_utils import is_qat, strip_optimizer, torch_distributed_zero_first, unwrap_model
 
 from mlc_yolo import whole_files
 from mlc_yolo.checkpoints import tensors_file
+from mlc_yolo.checkpoints.half_precision import to_half
 from mlc_yolo.training import exact_resume
 
 
@@ -158,21 +161,33 @@ class DurableTrainer(DetectionTrainer):
         Raises:
             OSError: a file cannot be written; the ones before are kept.
         """
-        last, best = self.last, self.best
-        with _Staging(last.parent) as staging:
-            self.last, self.best, self.wdir = staging / last.name, staging / best.name, staging
+        with _Staging(self.last.parent) as staging:
+            writer = copy(self)  # upstream saves whatever trainer it is called for
+            writer.last, writer.best, writer.wdir = staging / self.last.name, staging / self.best.name, staging
+            if not self._needs_stock_checkpoint():  # weights are then serialised once, in last.pt
+                writer.ema, writer.optimizer = exact_resume.without_weights(self.ema)
             try:
-                saved = super().save_model()
+                saved = super(DurableTrainer, writer).save_model()
             except OSError as error:
-                raise OSError(error.errno, f"{last} could not be written: {error}; the one before is kept") from error
-            finally:
-                self.last, self.best, self.wdir = last, best, last.parent
-            for file in sorted(staging.iterdir(), key=lambda file: file.name == last.name):
-                if file.name == last.name and self.ema is not None:
-                    whole_files.save(last, exact_resume.with_state(_read(file), self, self._state()))
-                else:
-                    whole_files.move(file, last.parent / file.name)
+                raise OSError(
+                    error.errno, f"{self.last} could not be written: {error}; the one before is kept"
+                ) from error
+            stock = _read(writer.last)
+            writer.last.unlink()
+            for file in staging.iterdir():
+                whole_files.move(file, self.last.parent / file.name)
+            whole_files.save(self.last, exact_resume.with_state(stock, self, self._state()))
         return saved
+
+    def _needs_stock_checkpoint(self) -> bool:
+        """Whether upstream's own form of this epoch's weights is wanted.
+
+        It becomes best.pt or epoch*.pt. Upstream also mends an average that is not finite while it makes it, and takes
+        the quantizers out of a quantised model.
+        """
+        due = self.best_fitness == self.fitness or (self.save_period > 0 and self.epoch % self.save_period == 0)
+        average = self.ema.ema
+        return due or is_qat(average) or not all(value.isfinite().all() for value in average.state_dict().values())
 
     def _state(self) -> dict[str, Any]:
         """Return what last.pt keeps of the run beside weights."""
@@ -217,7 +232,9 @@ def _strip(file: Path, updates: dict[str, Any]) -> None:
     resuming = (exact_resume.STUDENT, exact_resume.RESUME)
     with _Staging(file.parent) as staging:
         staged = staging / file.name
-        torch.save({name: value for name, value in _read(file).items() if name not in resuming}, staged)
+        checkpoint = {name: value for name, value in _read(file).items() if name not in resuming}
+        to_half(checkpoint["ema"] or checkpoint["model"])  # upstream would let large weights overflow here
+        torch.save(checkpoint, staged)
         stripped = strip_optimizer(staged, updates=updates)
         whole_files.move(staged, file)
     try:

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,11 +29,11 @@ import torch
 from torch import nn
 from ultralytics.data.build import InfiniteDataLoader
 from ultralytics.utils import LOGGER
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils.torch_utils import is_qat, unwrap_model
 
 __all__ = [
     *("RESUME", "STUDENT", "RecordedLoader", "draws", "gradients", "redraw", "restore_gradients", "student"),
-    "with_state",
+    *("with_state", "without_weights"),
 ]
 
 #: Under which names last.pt holds the student's weights, and the rest.
@@ -44,23 +46,35 @@ def student(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: value.cpu() for name, value in state.items() if not name.startswith("teacher_model.")}
 
 
+def without_weights(ema: Any) -> tuple[Any, Any]:
+    """Return an average and an optimizer without tensors, for upstream to save all but them.
+
+    Args:
+        ema: upstream's `ModelEMA`, whose count of updates is kept.
+    """
+    empty: dict[str, Any] = {"state": {}, "param_groups": []}
+    return SimpleNamespace(ema=nn.Module(), updates=ema.updates), SimpleNamespace(state_dict=lambda: empty)
+
+
 def with_state(checkpoint: dict[str, Any], trainer: Any, state: dict[str, Any]) -> dict[str, Any]:
     """Return upstream's checkpoint with what it takes to go on exactly.
 
     Args:
-        checkpoint: as upstream saved it; its average becomes float32.
+        checkpoint: as upstream saved it, with weights or without; the average is put in, as float32.
         trainer: the trainer that saved it.
         state: what is kept as `resume`.
     """
-    average = checkpoint["ema"].float()
-    exact = trainer.ema.ema.state_dict()
-    if average.state_dict().keys() == exact.keys():  # upstream takes quantizers out of what it saves
-        average.load_state_dict(exact)
+    if is_qat(trainer.ema.ema):
+        average = checkpoint["ema"].float()  # upstream has taken the quantizers out
+    else:
+        average = deepcopy(trainer.ema.ema).to(memory_format=torch.contiguous_format)
+        average.criterion = None
         for value in average.state_dict().values():
             if value.is_floating_point():
                 torch.nan_to_num_(value)  # as upstream: a usable checkpoint in any case
     return {
         **checkpoint,
+        "ema": average,
         "optimizer": trainer.optimizer.state_dict(),
         STUDENT: student(trainer.model),
         RESUME: state,

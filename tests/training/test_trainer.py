@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 from ultralytics import YOLO
-from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -112,30 +111,6 @@ def test_a_killed_process_resumes_from_the_command_line(tiny_data: Path, run_dir
     resumed = subprocess.run([*command, "resume", f"model={last}"], capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
     assert [row["epoch"] for row in rows(run_dir / "killed")][-1] == 40
-
-
-def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainer = MLCTrainer.__new__(MLCTrainer)
-    trainer.last, trainer.best = tmp_path / "last.pt", tmp_path / "best.pt"
-
-    def save(content: bytes, *, fails: bool) -> None:
-        def upstream(self: DetectionTrainer) -> bool:
-            self.last.write_bytes(content[: len(content) // 2])
-            if fails:
-                raise OSError("disk full")
-            self.last.write_bytes(content)
-            return True
-
-        monkeypatch.setattr(DetectionTrainer, "save_model", upstream)
-        assert trainer.save_model() is True
-
-    save(b"first epoch", fails=False)
-    with pytest.raises(OSError, match="disk full"):
-        save(b"second epoch", fails=True)
-    assert (tmp_path / "last.pt").read_bytes() == b"first epoch" and trainer.last == tmp_path / "last.pt"
-    save(b"third epoch", fails=False)
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
-    assert (tmp_path / "last.pt").read_bytes() == b"third epoch"
 
 
 @pytest.mark.slow
