@@ -91,6 +91,9 @@ class MLCYOLO(YOLO):
             family = type(self).__name__
             raise TypeError(_expected(model, f"a model for ultralytics.{family}"))
         self.trust = trust
+        # An address that the checkpoint names as its data set: it is fetched only where `data=` asks for it.
+        fetched = not trust and safe_load.is_fetched(self.overrides.get("data"))
+        self._fetched_data = self.overrides.pop("data") if fetched else None
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
@@ -177,6 +180,8 @@ class MLCYOLO(YOLO):
                     safe_load.check(file, trust=self.trust)
             if kwargs.get("data") is not None:
                 kwargs["data"] = resolve_for_upstream(kwargs["data"], split=kwargs.get("split"))
+            elif kwargs.get("resume"):
+                safe_load.refuse_fetching(self._fetched_data, str(self.ckpt_path))
             return super().train(trainer, **kwargs)
 
         self._refuse_misfits(ours, kwargs)
@@ -212,6 +217,8 @@ class MLCYOLO(YOLO):
         if kwargs.get("data") is not None:
             resolve = resolve_data if self.task == "detect" else resolve_for_upstream
             kwargs["data"] = resolve(kwargs["data"], split=kwargs.get("split"))
+        elif self._fetched_data and not self.overrides.get("data"):
+            safe_load.refuse_fetching(self._fetched_data, str(self.ckpt_path))
         elif self.task == "detect" and not self.overrides.get("data"):
             kwargs["data"] = resolve_data(None)
         return super().val(validator, **kwargs)

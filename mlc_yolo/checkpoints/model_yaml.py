@@ -30,7 +30,7 @@ def program_in(config: Mapping[Any, Any]) -> str | None:
         config: the YAML's content, or any other mapping.
 
     Returns:
-        The first thing found; None if there is none.
+        The first such entry; None if there is none.
     """
     activation = config.get("activation")
     if activation and not _is_activation(activation):
@@ -91,9 +91,9 @@ def _is_layer(name: str) -> bool:
         return _is_module(getattr(nn, name[3:], None))
     if "torchvision.ops." in name:
         return _is_module(getattr(torchvision.ops, name[16:], None))
-    found = vars(tasks).get(name)
-    return _is_module(found) and found.__module__.startswith("ultralytics.nn.modules.")
+    kind = vars(tasks).get(name)
+    return _is_module(kind) and kind.__module__.startswith("ultralytics.nn.modules.")
 
 
-def _is_module(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, nn.Module)
+def _is_module(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, nn.Module)

@@ -1,29 +1,30 @@
 """Checkpoints are data, not programs: a .pt is read by a restricted reader before Ultralytics opens it.
 
-A .pt is a pickle, and a pickle may call anything. Ultralytics opens it unrestricted, in several places. So every file
-that reaches Ultralytics through this package is read here first:
+A .pt is a pickle, and a pickle may call anything. Ultralytics opens it unrestricted, in several places. So this package
+first reads every file that it hands to Ultralytics:
 
-1. `torch.load(weights_only=True)` reads it, with an allow-list of the classes that checkpoints are made of.
-2. Each of them is replaced by a stand-in that holds what it was given and does nothing; see `checkpoints.stand_ins`.
-3. The model's YAML in the file is read as Ultralytics does when it rebuilds the model, for then it evaluates the entry
-   `activation` and calls the layers by name. Where it would open another file instead, the file is refused.
-4. So it is for a data set on another machine: it may name a program to run, and resuming would fetch it.
+1. `torch.load(weights_only=True)` reads the file, with an allow-list of the classes that checkpoints are made of.
+2. A stand-in replaces each of these classes. It holds what an object is filled in with, and runs nothing; see
+   `checkpoints.stand_ins`.
+3. The model's YAML in the file is searched for programs: when Ultralytics rebuilds the model, it evaluates the entry
+   `activation` and calls layers by name. A YAML or a model given as the name of another file is refused.
 
-What is refused is named, before anything runs. The promise ends where others may write: a file that is exchanged
-between this reading and Ultralytics' own is not noticed.
+The message of a refusal names the offender. Nothing of the file has run by then.
+
+The data set that a checkpoint names is no reason to refuse the file: predicting and exporting do not open it. Where it
+lies at an address, resuming and validating would fetch it. `refuse_fetching` asks the user for the address then.
+
+The promise ends where others may write: a file that is exchanged between this reading and Ultralytics' own goes
+unnoticed.
 """
 
 from __future__ import annotations
 
 import pickle
-import pickletools
 import re
 import threading
-import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
-from collections.abc import Iterator
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,12 +35,13 @@ from ultralytics.utils.downloads import attempt_download_asset
 from ultralytics.utils.files import get_latest_run
 
 from mlc_yolo.checkpoints import model_yaml
+from mlc_yolo.checkpoints.pickled_names import is_of_yolov5, is_plain, names_in
 from mlc_yolo.checkpoints.stand_ins import Held, Refused, StandIn, stand_in
 
-__all__ = ["RefusedCheckpoint", "check", "check_description", "load_checkpoint", "resumed"]
+__all__ = [
+    *("RefusedCheckpoint", "check", "check_description", "is_fetched", "load_checkpoint", "refuse_fetching", "resumed"),
+]
 
-#: What files of tensors name beside the types and functions of `torch`, and its `_rebuild_` functions.
-_TENSORS = ("collections.OrderedDict", "torch._tensor._rebuild_from_type_v2", "torch.nn.parameter.Parameter")
 #: Entries that Ultralytics opens as a file where they are a name.
 _YAML, _MODELS = "yaml", ("teacher_model", "student_model")
 #: Suffixes of what no checkpoint is, beside those of exported models.
@@ -51,7 +53,7 @@ _LOCK = threading.Lock()  # torch keeps its allow-list for the whole process
 
 
 class RefusedCheckpoint(ValueError):
-    """A checkpoint that holds more than weights and known classes."""
+    """A checkpoint that is not data alone, or one that would have data fetched."""
 
 
 def check(file: str | Path, *, trust: bool = False) -> None:
@@ -61,12 +63,13 @@ def check(file: str | Path, *, trust: bool = False) -> None:
 
     Args:
         file: .pt file by path, by URL or by the name of an official model, which is then downloaded as Ultralytics
-            would. Any other file is looked at too, unless its suffix tells that it is of another kind.
-        trust: do not look: the file may run anything.
+            would. Any other file is read too, unless its suffix says that it is of another kind.
+        trust: do not read it: the file may run anything.
 
     Raises:
-        RefusedCheckpoint: it asks for something that no checkpoint needs; the message names it.
-        ValueError: it cannot be read.
+        RefusedCheckpoint: it refers to something that no checkpoint needs, which the message names, or it is in
+            YOLOv5's own format.
+        ValueError: it cannot be read, or holds a bare module.
     """
     name = str(file).strip()
     if trust or _is_of_another_kind(name):
@@ -80,22 +83,33 @@ def check(file: str | Path, *, trust: bool = False) -> None:
     path = Path(attempt_download_asset(name) if opened else name)
     if not path.is_file():
         return
-    named = set(_names(path))
-    stand_ins = {each: made for each in named if (made := stand_in(each)) is not None}
+    names = names_in(path)
+    stand_ins = {name: allowed for name in names if (allowed := stand_in(name)) is not None}
     try:
-        found = _read(path, stand_ins)
-        _refuse_programs(found, set())
-        _refuse_remote_data(found.get("train_args") if isinstance(found, dict) else None)
+        content = _read(path, stand_ins)
+        _refuse_programs(content, set())
+        if isinstance(content, dict) and not isinstance(arguments := content.get("train_args"), dict | None):
+            raise Refused(f"arguments of a run that are no dict: {str(arguments)[:80]}")
     except Refused as refused:
         raise _refusal(path, str(refused)) from None
     except pickle.UnpicklingError as error:
-        unknown = sorted(each for each in named if each not in stand_ins and not _is_torchs(each))
+        unknown = sorted(name for name in names if name not in stand_ins and not is_plain(name))
+        if any(map(is_of_yolov5, unknown)):
+            raise RefusedCheckpoint(
+                f"{path} is in YOLOv5's own format, that of the repository ultralytics/yolov5, which Ultralytics' "
+                "package does not open. Train its successor, such as model=yolov5nu.pt, or any other YOLO"
+            ) from None
         raise _refusal(path, ", ".join(unknown) or str(error).splitlines()[0]) from None
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read as a checkpoint: it is empty, cut off or something else "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
+    if isinstance(content, Held):
+        raise ValueError(
+            f"{path} holds a bare {type(content).__name__.rpartition('.')[-1]}, not a checkpoint. Save the model by "
+            "MLCYOLO(...).save('file.pt'), or as torch.save({'model': model}, 'file.pt')"
+        )
 
 
 def load_checkpoint(file: str | Path, *, trust: bool = False) -> tuple[Any, dict[str, Any]]:
@@ -103,7 +117,7 @@ def load_checkpoint(file: str | Path, *, trust: bool = False) -> tuple[Any, dict
 
     Args:
         file: .pt file.
-        trust: do not look: the file may run anything.
+        trust: do not check: the file may run anything.
 
     Returns:
         The model, float32 and in evaluation mode, and the checkpoint.
@@ -116,35 +130,62 @@ def load_checkpoint(file: str | Path, *, trust: bool = False) -> tuple[Any, dict
     return model, checkpoint
 
 
-def check_description(config: Any, arguments: Any, file: str | Path) -> None:
-    """Refuse what tells of a model in a file without pickles, where it is more than data.
+def check_description(config: Any, file: str | Path) -> None:
+    """Refuse the YAML of a model in a file without pickles, where it is more than data.
 
     Args:
         config: the model's YAML.
-        arguments: those of its run, by name.
-        file: where they come from, for the message.
+        file: where it comes from, for the message.
 
     Raises:
-        RefusedCheckpoint: building the model, going on with the run or validating would run or fetch something.
+        RefusedCheckpoint: building the model would run or fetch something.
         TypeError: the YAML is no dict; Ultralytics would take a text for the name of a file.
     """
     if not isinstance(config, dict):
         raise TypeError(f"its YAML is {config!r}")
     try:
         _refuse_programs(config, set())
-        _refuse_remote_data(arguments)
     except Refused as refused:
         raise _refusal(Path(file), str(refused), advice="") from None
+
+
+def is_fetched(data: Any) -> bool:
+    """Whether Ultralytics would fetch a data set, or one of several, from an address of someone's choice.
+
+    Its own platform's data sets, `ul://USER/datasets/NAME`, hold no YAML that could name a program.
+    """
+    for entry in data if isinstance(data, list | tuple) else [data]:
+        text = str(entry)
+        if _ADDRESS.match(text) and not _PLATFORM_DATA.fullmatch(text):
+            return True
+    return False
+
+
+def refuse_fetching(data: Any, file: str | Path) -> None:
+    """Refuse to go on with the data set that a checkpoint names, where it would be fetched from an address.
+
+    Args:
+        data: what the checkpoint names.
+        file: the checkpoint, for the message.
+
+    Raises:
+        RefusedCheckpoint: it would be fetched.
+    """
+    if is_fetched(data):
+        raise RefusedCheckpoint(
+            f"{file} was trained on {data}. Nothing is fetched because a file names it: give data=..., that address "
+            "if you trust it, or a copy that lies here"
+        )
 
 
 def resumed(resume: Any) -> str:
     """Return the file that Ultralytics goes on from; empty if there is none.
 
     Args:
-        resume: the option.
+        resume: the option; a file, or True for the latest run.
     """
-    given = isinstance(resume, str | Path) and Path(resume).exists()
-    return str(resume) if given else str(get_latest_run())
+    is_file = isinstance(resume, str | Path) and Path(resume).exists()
+    return str(resume) if is_file else str(get_latest_run())
 
 
 def _is_remote(name: Any) -> bool:
@@ -153,7 +194,7 @@ def _is_remote(name: Any) -> bool:
 
 def _suffixes(name: str) -> set[str]:
     """Return the suffixes that Ultralytics may read in a name: as it stands, and as a URL without its query."""
-    return {read.rpartition(".")[-1].lower().strip() for read in (name, clean_url(name))}
+    return {spelling.rpartition(".")[-1].lower().strip() for spelling in (name, clean_url(name))}
 
 
 def _is_of_another_kind(name: str) -> bool:
@@ -179,9 +220,9 @@ def _refusal(
 
 def _read(path: Path, stand_ins: dict[str, type]) -> Any:
     """Read a file with stand-ins for what is allowed; its tensors hold no values."""
-    allowed: list[Any] = [(made, name) for name, made in stand_ins.items()]
+    allowed: list[Any] = [(kind, name) for name, kind in stand_ins.items()]
     with _LOCK:
-        others = torch.serialization.get_safe_globals()  # whatever someone allows, here stand-ins are all there is
+        others = torch.serialization.get_safe_globals()  # what the user's program allows does not count here
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(allowed)
         try:
@@ -191,47 +232,8 @@ def _read(path: Path, stand_ins: dict[str, type]) -> Any:
             torch.serialization.add_safe_globals(others)
 
 
-def _is_torchs(name: str) -> bool:
-    """Whether the name is one that files of tensors have; torch decides, this only keeps it out of messages."""
-    return name in _TENSORS or name.startswith("torch._utils._rebuild_") or (name[:6], name.count(".")) == ("torch.", 1)
-
-
-def _names(path: Path) -> Iterator[str]:
-    """Yield the dotted names that a file's pickles refer to, also in protocols that torch does not read."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.namelist():
-                if entry.endswith(".pkl"):
-                    with archive.open(entry) as stream:
-                        yield from _names_in(stream)
-    else:  # before torch 1.6: a magic number, a version, the machine's sizes, then the object
-        with open(path, "rb") as stream:
-            for _ in range(4):
-                yield from _names_in(stream)
-
-
-def _names_in(stream: Any) -> Iterator[str]:
-    texts: list[str] = []
-    try:
-        for operation, argument, _ in pickletools.genops(stream):
-            if operation.name in {"GLOBAL", "INST"}:
-                yield _present(*str(argument).split(" ", 1))
-            elif operation.name == "STACK_GLOBAL":
-                yield _present(*texts[-2:])
-            elif isinstance(argument, str):
-                texts.append(argument)
-    except Exception:  # the names only serve a message: what cannot be read is refused by torch
-        return
-
-
-def _present(module: str = "", name: str = "") -> str:
-    """Return a dotted name as Python 3 has it."""
-    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
-    return f"{module}.{name}"
-
-
 def _refuse_programs(held: Any, seen: set[int]) -> None:
-    """Refuse what Ultralytics would run something for, anywhere in what was read.
+    """Refuse whatever would have Ultralytics run something, anywhere in what was read.
 
     Raises:
         Refused: there is such a thing.
@@ -270,20 +272,3 @@ def _check_entries(held: dict[Any, Any]) -> None:
     for name in _MODELS:
         if held.get(name) is not None and (not isinstance(held[name], Held) or held[name].accepts):
             raise Refused(f"a {name} that is no model: {str(held[name])[:80]}")
-
-
-def _refuse_remote_data(arguments: Any) -> None:
-    """Refuse arguments of a run that would have Ultralytics fetch a data YAML when the run goes on or is validated.
-
-    Raises:
-        Refused: they would.
-    """
-    if arguments is None:
-        return
-    if not isinstance(arguments, dict):
-        raise Refused(f"arguments of a run that are no dict: {str(arguments)[:80]}")
-    data = arguments.get("data")
-    for each in data if isinstance(data, list | tuple) else [data]:
-        text = str(PurePosixPath(*each.given) if isinstance(each, Held) else each)
-        if _ADDRESS.match(text) and not _PLATFORM_DATA.fullmatch(text):  # Ultralytics' platform has no such YAMLs
-            raise Refused(f"data to be fetched from {text}")

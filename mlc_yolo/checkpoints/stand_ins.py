@@ -36,6 +36,12 @@ _DATA_MODULES = (
     *(distill_model.__name__, loss.__name__, tal.__name__, LossRecipe.__module__, BoxCoder.__module__),
     "torchvision.transforms.transforms",
 )
+#: Modules of early versions, which Ultralytics translates while it reads a checkpoint -> what they are now.
+_FORMER_MODULES = {
+    "ultralytics.yolo.utils": "ultralytics.utils",
+    "ultralytics.yolo.v8": "ultralytics.models.yolo",
+    "ultralytics.yolo.data": "ultralytics.data",
+}
 #: Names of released checkpoints that Ultralytics reads as other classes.
 _ALIASES = (
     *("ultralytics.nn.modules.block.Silence", "ultralytics.nn.tasks.YOLOv10DetectionModel"),
@@ -91,7 +97,7 @@ class Held(metaclass=StandIn):
 
 
 def _refused_call(kind: StandIn, given: tuple[Any, ...]) -> Refused:
-    shown = ", ".join(repr(each) if isinstance(each, str | int) else type(each).__name__ for each in given)
+    shown = ", ".join(repr(value) if isinstance(value, str | int) else type(value).__name__ for value in given)
     return Refused(f"a call of {kind.__name__}({shown[:80]})")
 
 
@@ -145,8 +151,16 @@ def stand_in(name: str) -> type | None:
 
 
 def _is_allowed_class(name: str) -> bool:
-    module, _, attribute = name.rpartition(".")
-    found = getattr(sys.modules.get(module), attribute, None)  # nothing is imported because a file names it
-    if not isinstance(found, type) or not any(f"{module}.".startswith(f"{package}.") for package in _PACKAGES):
+    module, _, attribute = _present_name(name).rpartition(".")
+    kind = getattr(sys.modules.get(module), attribute, None)  # nothing is imported because a file names it
+    if not isinstance(kind, type) or not any(f"{module}.".startswith(f"{package}.") for package in _PACKAGES):
         return False
-    return issubclass(found, nn.Module) or (module in _DATA_MODULES and found.__module__ == module)
+    return issubclass(kind, nn.Module) or (module in _DATA_MODULES and kind.__module__ == module)
+
+
+def _present_name(name: str) -> str:
+    """Return the name that Ultralytics translates another one to; most are what they were."""
+    for former, present in _FORMER_MODULES.items():
+        if name.startswith(f"{former}."):
+            return present + name.removeprefix(former)
+    return name

@@ -62,7 +62,7 @@ def to_stock(model: DetectionModel) -> DetectionModel:
     if not isinstance(model, DetectionModel):
         raise TypeError(f"expected a detection model, got {type(model).__name__}; of a YOLO object, pass its `.model`")
     stock = deepcopy(model)
-    stock.__class__ = DetectionModel
+    stock.__class__ = DetectionModel  # a copy: upstream builds models of a YAML alone, with fresh weights
     stock.criterion = None
     stock.yaml = {key: value for key, value in stock.yaml.items() if key != "mlc"}
     head = stock.model[-1]
@@ -76,7 +76,7 @@ def to_stock(model: DetectionModel) -> DetectionModel:
             if hasattr(head, f"{prefix}cv_iou"):
                 delattr(head, f"{prefix}cv_iou")
         del head.rescore
-        head.__class__ = Detect
+        head.__class__ = Detect  # as above; the layers, strides and indices stay as they are
     return stock.train(model.training)
 
 
@@ -154,7 +154,7 @@ def _side_by_side(first: nn.Module, second: nn.Module, then: nn.Module) -> C3:
 def _pointwise(columns: list[torch.Tensor]) -> nn.Conv2d:
     """A 1x1 convolution with zero bias, whose weight is `columns` joined along the input channels."""
     weight = torch.cat(columns, 1)
-    conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1)
+    conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1)  # type: ignore[no-untyped-call]
     conv.weight.data.copy_(weight[:, :, None, None])
     nn.init.zeros_(conv.bias)
     return conv

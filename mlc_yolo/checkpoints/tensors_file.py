@@ -54,7 +54,7 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
     """
     if not isinstance(model, DetectionModel):
         raise TypeError(f"{SUFFIX} files hold detection models, got {type(model).__name__}")
-    told = {
+    description = {
         "version": __version__,
         "task": "detect",
         "yaml": model_yaml.without_fetching(model.yaml),
@@ -62,7 +62,7 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
         "channels": model.yaml.get("channels", 3),
         "train_args": train_args or {},
     }
-    metadata = whole_files.json_text(told, default=str)
+    metadata = whole_files.json_text(description, default=str)
     state = model.state_dict()
     with torch.random.fork_rng(devices=[]):  # building draws weights
         built = _build(json.loads(metadata), state)
@@ -88,12 +88,12 @@ def load(file: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
     """
     try:
         tensors, metadata = _decoded(Path(file).read_bytes())
-        told = json.loads(metadata["mlc_yolo"])
-        safe_load.check_description(told["yaml"], told["train_args"], file)
-        model = _build(told, tensors)
+        description = json.loads(metadata["mlc_yolo"])
+        safe_load.check_description(description["yaml"], file)
+        model = _build(description, tensors)
         model.load_state_dict(tensors)
-        model.names = {int(label): str(name) for label, name in told["names"].items()}
-        given = dict(told["train_args"])
+        model.names = {int(label): str(name) for label, name in description["names"].items()}
+        arguments = dict(description["train_args"])
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not a model written by mlc-yolo: {type(error).__name__}: {error}") from error
     except json.JSONDecodeError as error:
@@ -101,19 +101,19 @@ def load(file: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = True  # as upstream loads checkpoints; it shows in the last digits
-    model.args, model.task, model.pt_path = {**DEFAULT_CFG_DICT, **given}, "detect", str(file)
-    return model.eval(), {"model": model, "ema": None, "epoch": -1, "train_args": given}
+    model.args, model.task, model.pt_path = {**DEFAULT_CFG_DICT, **arguments}, "detect", str(file)
+    return model.eval(), {"model": model, "ema": None, "epoch": -1, "train_args": arguments}
 
 
-def _build(told: dict[str, Any], tensors: dict[str, Tensor]) -> DetectionModel:
+def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> DetectionModel:
     """Build the model that a description tells of, with fresh weights.
 
     Args:
-        told: the description, as read from JSON.
+        description: as read from JSON.
         tensors: what shall be loaded into it. They show what the YAML does not say: the predicted-IoU channel, and
             class branches as wide as those of the checkpoint that training started from.
     """
-    config, channels = told["yaml"], told["channels"]
+    config, channels = description["yaml"], description["channels"]
     if "detector" in config:
         model: DetectionModel = DetectorModel(config, ch=channels, nc=config["nc"], verbose=False)
     else:

@@ -93,7 +93,11 @@ class RecordedLoader(InfiniteDataLoader):
 
     @classmethod
     def of(cls, loader: Any) -> Any:
-        """Let a loader of upstream's that has not been used yet be one of these."""
+        """Let a loader of upstream's that has not been used yet be one of these.
+
+        Its class is assigned: upstream's `build_dataloader` makes it, of a class that it takes by a global name, with
+        samplers and workers' seeds that a second construction would draw anew.
+        """
         loader.__class__ = cls
         return loader
 

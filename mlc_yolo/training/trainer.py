@@ -118,7 +118,7 @@ class MLCTrainer(DurableTrainer):
         Raises:
             ValueError: the checkpoint is not data alone, or what has become of its data YAML is refused.
         """
-        trust = self.args.trust
+        trust, asked_for = self.args.trust, self.args.data
         if self.args.resume:
             safe_load.check(safe_load.resumed(self.args.resume), trust=trust)
         super().check_resume(overrides)
@@ -134,6 +134,8 @@ class MLCTrainer(DurableTrainer):
             raise ValueError(
                 f"this run trains with assigner={self.args.assigner}; it resumes with that, not with an assigner object"
             )
+        if not asked_for and not trust:
+            safe_load.refuse_fetching(self.args.data, self.args.model)
         redraw_missing(self.args.data)
         self.args.data = resolve_data(self.args.data, split=self.args.split)
 

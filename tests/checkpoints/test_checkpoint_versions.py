@@ -12,7 +12,7 @@ from fixtures.make import outputs
 
 from mlc_yolo import MLCYOLO, __version__
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 FILES = sorted(file for kind in ("pt", "safetensors") for file in FIXTURES.glob(f"*.{kind}"))
 
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.name)

@@ -6,9 +6,10 @@ import builtins
 import os
 import pickle
 import subprocess
+import sys
 import types
 import warnings
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import YAML, downloads
 
 from mlc_yolo import MLCYOLO
-from mlc_yolo.checkpoints import model_yaml
+from mlc_yolo.checkpoints import model_yaml, safe_load
 from mlc_yolo.checkpoints.safe_load import RefusedCheckpoint, check
 from mlc_yolo.cli import main
 from mlc_yolo.resources import resource_dir
@@ -130,6 +131,35 @@ def test_what_is_more_than_data_is_refused_by_name_and_does_not_run(name: str, m
         MLCYOLO(path)
     assert named in str(refusal.value) and str(path) in str(refusal.value)
     assert not mark.exists()
+
+
+def test_a_refusal_names_only_what_is_not_allowed(tmp_path: Path) -> None:
+    plain = [{1}, 1j, bytearray(b"a"), Counter("a"), OrderedDict(a=1), b"a", torch.float16, torch.Size([1])]
+    torch.save({"extra": plain, "train_args": {}}, tmp_path / "plain.pt")
+    check(tmp_path / "plain.pt")
+    torch.save({"extra": [*plain, torch.device("cpu"), Foreign()], "train_args": {}}, tmp_path / "file.pt")
+    with pytest.raises(RefusedCheckpoint, match=f"it holds {__name__}.Foreign. A checkpoint"):
+        check(tmp_path / "file.pt")
+
+
+def test_a_checkpoint_of_yolov5s_repository_is_called_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    common = types.ModuleType("models.common")
+    common.Conv = type("Conv", (torch.nn.Module,), {"__module__": "models.common"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "models", types.ModuleType("models"))
+    monkeypatch.setitem(sys.modules, "models.common", common)
+    torch.save({"model": common.Conv(), "extra": np.arange(2)}, tmp_path / "old.pt")
+    with pytest.raises(RefusedCheckpoint, match="YOLOv5's own format") as refusal:
+        MLCYOLO(tmp_path / "old.pt")
+    assert "trust" not in str(refusal.value)
+
+
+def test_a_bare_module_is_called_so(tmp_path: Path) -> None:
+    for module, name in ((torch.nn.Sequential(torch.nn.Identity()), "Sequential"), (DetectionModel(_yaml()),) * 2):
+        torch.save(module, tmp_path / "module.pt")
+        name = name if isinstance(name, str) else "DetectionModel"
+        with pytest.raises(ValueError, match=f"holds a bare {name}, not a checkpoint") as error:
+            MLCYOLO(tmp_path / "module.pt")
+        assert "\n" not in str(error.value) and not isinstance(error.value, RefusedCheckpoint)
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -255,28 +285,26 @@ def test_a_checkpoint_cannot_trust_itself(evil: Path, mark: Path, tiny_data: Pat
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        *("https://example.org/data.yaml", " http://example.org/data.yaml", "HTTP:/example.org/data.zip"),
-        *("gs://bucket/data.yaml", "ul://someone/project/model", ["here.yaml", "https://example.org/data.yaml"]),
-        Path("https://example.org/data.zip"),
-    ],
-    ids=str,
-)
-def test_data_fetched_from_elsewhere_is_refused(data: Any, tmp_path: Path) -> None:
-    path = tmp_path / "last.pt"
-    torch.save({"model": None, "train_args": {"data": data}}, path)
-    with pytest.raises(RefusedCheckpoint, match="data to be fetched from"):
-        MLCYOLO(path)
+FETCHED = [
+    *("https://example.org/data.yaml", " http://example.org/data.yaml", "HTTP:/example.org/data.zip"),
+    *("gs://bucket/data.yaml", "ul://someone/project/model", ["here.yaml", "https://example.org/data.yaml"]),
+    Path("https://example.org/data.zip"),
+]
+
+
+@pytest.mark.parametrize("data", FETCHED, ids=str)
+def test_data_at_an_address_is_told_from_data_that_lies_here(data: Any) -> None:
+    assert safe_load.is_fetched(data)
+    with pytest.raises(RefusedCheckpoint, match=r"best\.pt was trained on .* give data="):
+        safe_load.refuse_fetching(data, "best.pt")
 
 
 @pytest.mark.parametrize(
     "data", [None, "coco8.yaml", "C:/data.yaml", "/a:/b.yaml", "ul://someone/datasets/name", Path("data.yaml")], ids=str
 )
-def test_data_that_lies_here_or_on_the_platform_is_no_reason(data: Any, tmp_path: Path) -> None:
-    torch.save({"model": None, "train_args": {"data": data}}, tmp_path / "last.pt")
-    check(tmp_path / "last.pt")
+def test_data_that_lies_here_or_on_the_platform_is_no_reason(data: Any) -> None:
+    assert not safe_load.is_fetched(data)
+    safe_load.refuse_fetching(data, "best.pt")
 
 
 def test_arguments_of_a_run_are_a_dict(tmp_path: Path) -> None:
@@ -346,6 +374,23 @@ def test_official_models_load(name: str, tmp_path: Path) -> None:
         model.fuse(verbose=False)  # its layers then hold a `forward` of their own, by getattr
         model.save(tmp_path / "fused.pt")
         assert MLCYOLO(tmp_path / "fused.pt").model.is_fused()
+
+
+@pytest.mark.parametrize("module", ["ultralytics.yolo.utils.loss", "ultralytics.yolo.utils.tal"])
+def test_names_of_early_versions_that_upstream_translates_are_known(module: str, tmp_path: Path) -> None:
+    present = sys.modules[module.replace("yolo.", "")]
+    kind = present.DFLoss if module.endswith("loss") else present.TaskAlignedAssigner
+    criterion = type(kind.__name__, (kind,), {"__module__": module, "__qualname__": kind.__name__})
+    former = types.ModuleType(module)
+    setattr(former, kind.__name__, criterion)
+    model = DetectionModel(_yaml(), verbose=False)
+    model.criterion = criterion()
+    with pytest.MonkeyPatch.context() as patch:  # as the version that wrote it had them
+        for name in ("ultralytics.yolo", "ultralytics.yolo.utils"):
+            patch.setitem(sys.modules, name, types.ModuleType(name))
+        patch.setitem(sys.modules, module, former)
+        torch.save({"model": model, "train_args": {}}, tmp_path / "early.pt")
+    assert type(MLCYOLO(tmp_path / "early.pt").model.criterion).__name__ == kind.__name__
 
 
 def test_a_model_with_an_activation_of_its_own_loads(tmp_path: Path) -> None:
