@@ -92,8 +92,9 @@ class MLCYOLO(YOLO):
             raise TypeError(_expected(model, f"a model for ultralytics.{family}"))
         self.trust = trust
         # An address that the checkpoint names as its data set: it is fetched only where `data=` asks for it.
-        fetched = not trust and safe_load.is_fetched(self.overrides.get("data"))
-        self._fetched_data = self.overrides.pop("data") if fetched else None
+        self._fetched_data = None
+        if not trust and safe_load.is_fetched(self.overrides.get("data")):
+            self._fetched_data, self.overrides["data"] = self.overrides["data"], None
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:

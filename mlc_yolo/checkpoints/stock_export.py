@@ -156,5 +156,5 @@ def _pointwise(columns: list[torch.Tensor]) -> nn.Conv2d:
     weight = torch.cat(columns, 1)
     conv: nn.Conv2d = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], 1)  # type: ignore[no-untyped-call]
     conv.weight.data.copy_(weight[:, :, None, None])
-    nn.init.zeros_(conv.bias)
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]  # a convolution made so has one
     return conv

@@ -134,9 +134,10 @@ def test_a_description_that_is_a_program_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", ["https://example.org/data.yaml", " http://example.org/data.yaml"])
-def test_a_description_whose_data_lies_elsewhere_is_refused(data: str, tmp_path: Path) -> None:
-    with pytest.raises(RefusedCheckpoint, match=r"data to be fetched from.* could run a program$"):
-        MLCYOLO(_written(tmp_path / "model.safetensors", train_args={"data": data}))
+def test_data_that_lies_elsewhere_is_not_fetched_because_a_description_names_it(data: str, tmp_path: Path) -> None:
+    model = MLCYOLO(_written(tmp_path / "model.safetensors", train_args={"data": data}))
+    with pytest.raises(RefusedCheckpoint, match=r"was trained on .*example\.org.* give data="):
+        model.val()
 
 
 def test_a_description_that_would_fetch_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
