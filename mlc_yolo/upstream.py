@@ -36,7 +36,7 @@
 | `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |
 | `load_image(i)` brings the long side to `imgsz`; with `rect_mode=False`, both sides | data sets |
 | `labels[i]["shape"]` is the image's (H, W) while `rect` is off | data sets |
-| `build_yolo_dataset` makes a dataset by its global name `YOLODataset`, whatever that is | data sets |
+| `build_yolo_dataset` gives `YOLODataset` these arguments, which our builder gives its own | data sets |
 | `DetectionTrainer.build_dataset` and `DetectionValidator`'s call it with these arguments | data sets |
 | a `YOLODataset` makes its `transforms` and cached images by methods that a subclass may replace | data sets |
 | `get_labels` sets `im_files` to those it keeps, of all found; it opens caches by `_load_or_scan_cache` | data sets |

@@ -42,6 +42,7 @@ from ultralytics.utils.ops import scale_boxes
 from ultralytics.utils.torch_utils import ModelEMA, is_qat
 
 from mlc_yolo import upstream as compat
+from mlc_yolo.data import datasets
 from mlc_yolo.heads.iou_aware import add_iou_channel
 
 
@@ -608,14 +609,25 @@ def _with_globals(function: Any, **names: Any) -> Any:
     return copied
 
 
-def test_the_builder_makes_a_data_set_by_its_global_name(tmp_path: Path) -> None:
-    data, args = {"names": {0: "a"}, "channels": 3}, get_cfg(overrides={"imgsz": 64})
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize("more", [{}, {"complete": True}])
+def test_the_builder_gives_a_data_set_what_ours_gives_its_own(
+    mode: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"names": {0: "a", 1: "b"}, "nc": 2, "channels": 3, **more}
+    options = {"imgsz": 64, "fraction": 0.5, "classes": [1], "single_cls": True, "cache": True}
     given: list[dict[str, Any]] = []
-    built = _with_globals(build_yolo_dataset, YOLODataset=lambda **options: given.append(options) or Ours(**options))
-    dataset = built(args, str(_labelled(tmp_path)), 2, data, mode="val", rect=True, fraction=None)
-    assert type(dataset) is Ours and given[0]["rect"] and given[0]["cache"] is None and given[0]["task"] == "detect"
-    assert type(build_yolo_dataset(args, str(tmp_path / "images"), 2, data, mode="val")) is YOLODataset
-    assert inspect.unwrap(build_yolo_dataset) is build_yolo_dataset and not build_yolo_dataset.__closure__
+
+    def record(**arguments: Any) -> Any:
+        given.append(arguments)
+        return SimpleNamespace(labels=[], data=data)
+
+    monkeypatch.setattr(datasets, "CheckedDataset", record)
+    for args, rect in ((get_cfg(overrides=options), True), (get_cfg(), False)):
+        how = {"mode": mode, "rect": rect, "stride": 16}
+        _with_globals(build_yolo_dataset, YOLODataset=record)(args, "images", 2, data, **how, fraction=None)
+        datasets.build("images", args, data=data, batch=2, warp=False, **how)
+        assert given[-1] == given[-2] and given[-1]["rect"] is rect
 
 
 def test_trainer_and_validator_give_the_builder_these_arguments() -> None:

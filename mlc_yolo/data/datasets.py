@@ -1,7 +1,6 @@
 """Data sets that say what is wrong with them; also those of another geometry or augmentation: warped, and SSD's.
 
-Ultralytics' builder settles files, labels, classes and share of the data; it knows its own class only, by a global
-name. A copy of it that finds one of these by that name builds them instead.
+Ultralytics' builder knows its own classes only, by global names; `build` gives these what it would give those.
 """
 
 from __future__ import annotations
@@ -10,14 +9,13 @@ import os
 from copy import copy
 from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
-from ultralytics.data import build_yolo_dataset
 from ultralytics.data.augment import Compose, Format, LetterBox
 from ultralytics.data.dataset import YOLODataset
-from ultralytics.utils import LOCAL_RANK, LOGGER
+from ultralytics.data.utils import get_split_fraction
+from ultralytics.utils import LOCAL_RANK, LOGGER, colorstr
 
 from mlc_yolo.data.label_cache import check_cache
 from mlc_yolo.data.listing import warn_of_blanks
@@ -150,37 +148,64 @@ class SSDDataset(CheckedDataset):
         )
 
 
-def build(source: str | list[str] | None, args: Any, *, warp: bool, ssd: bool = False, **upstreams: Any) -> YOLODataset:
-    """Build one of these data sets as upstream's `build_yolo_dataset` builds its own.
+def build(
+    source: str | list[str] | None,
+    args: Any,
+    *,
+    data: dict[str, Any],
+    stride: int,
+    batch: int | None = None,
+    mode: str = "train",
+    rect: bool = False,
+    fraction: float | None = None,
+    warp: bool,
+    ssd: bool = False,
+) -> YOLODataset:
+    """Build one of these data sets with what upstream's `build_yolo_dataset` gives its own.
+
+    That function takes its class by a global name, so it cannot make one of these.
 
     Args:
         source: folders or lists of images, as `data` names them; None where it names none.
         args: upstream's arguments.
+        data: the data set's YAML, as upstream has read it.
+        stride: of the model, px.
+        batch: images a batch.
+        mode: "train" augments; any other is for validation.
+        rect: batches of rectangular images of similar shapes; `args.rect` asks for them too.
+        fraction: the share of the images to use; that of `args` where it is None.
         warp: stretch images to the input's square. Batches are never rectangular then.
         ssd: SSD's augmentation. Batches are never rectangular then.
-        **upstreams: what else that function takes: `data`, `batch`, `mode`, `rect`, `stride`, `fraction`.
 
     Raises:
         ValueError: `classes` names one that the data has not; upstream would drop every label. Or a cache of labels is
             more than data.
     """
     kind: Any = partial(SSDDataset, warp=warp) if ssd else WarpedDataset if warp else CheckedDataset
-    dataset: YOLODataset = _building(kind)(args, source, **upstreams)
+    training = mode == "train"
+    if data.get("complete"):  # as far as it was fetched, the share is taken already
+        fraction = 1.0
+    elif fraction is None:
+        fraction = get_split_fraction(args.fraction, "train" if training else args.split)
+    dataset: YOLODataset = kind(
+        img_path=source,
+        imgsz=args.imgsz,
+        batch_size=batch,
+        augment=training,
+        hyp=args,
+        rect=args.rect or rect,
+        cache=args.cache or None,
+        single_cls=args.single_cls or False,
+        stride=stride,
+        pad=0.0 if training else 0.5,
+        prefix=colorstr(f"{mode}: "),
+        task=args.task,
+        classes=args.classes,
+        data=data,
+        fraction=fraction,
+    )
     _check_labels(dataset, args)
     return dataset
-
-
-def _building(kind: Any) -> Any:
-    """Return upstream's builder with `kind` for its `YOLODataset`; its classes for other tasks stay.
-
-    The function is a new one over upstream's code, with a dictionary of globals of its own: upstream's own function and
-    module are left as they are.
-    """
-    stock = build_yolo_dataset
-    names = {**stock.__globals__, "YOLODataset": kind}
-    built = FunctionType(stock.__code__, names, stock.__name__, stock.__defaults__, stock.__closure__)
-    built.__kwdefaults__ = stock.__kwdefaults__
-    return built
 
 
 def _check_labels(dataset: YOLODataset, args: Any) -> None:
