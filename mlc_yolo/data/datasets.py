@@ -153,7 +153,7 @@ def build(
     args: Any,
     *,
     data: dict[str, Any],
-    stride: int,
+    stride: int = 32,
     batch: int | None = None,
     mode: str = "train",
     rect: bool = False,
