@@ -24,7 +24,7 @@ from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 from mlc_yolo.detectors.config import bundled, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
-from mlc_yolo.evaluation.predictor import LetterboxPredictor, MLCPredictor, WarpPredictor
+from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, has_iou_channel, rank_by_iou, set_rescore
 from mlc_yolo.options import specification as options
@@ -48,6 +48,7 @@ class MLCYOLO(YOLO):
 
     predictor: Any
     trust = False
+    _resize: str | None = None  # as the last prediction asked
 
     def __init__(
         self,
@@ -106,6 +107,11 @@ class MLCYOLO(YOLO):
             "predictor": MLCPredictor,
         }
         return {**super().task_map, "detect": ours}
+
+    def _smart_load(self, key: str) -> Any:
+        """Return the class for this model's task; of predictors, one that resizes images as the call asked."""
+        chosen = super()._smart_load(key)
+        return partial(chosen, resize=self._resize) if chosen is MLCPredictor else chosen
 
     def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
         """Build a model from a YAML: one of ours by `detectors`, any other as upstream does."""
@@ -229,9 +235,8 @@ class MLCYOLO(YOLO):
         ours = self._prepared(kwargs)
         _, stock = options.split(kwargs)
         if predictor is None and self.task == "detect":
-            overruling = {"warp": WarpPredictor, "letterbox": LetterboxPredictor}
-            predictor = overruling.get(str(ours.get("resize"))) or self._smart_load("predictor")
-            if type(self.predictor) is not predictor:
+            self._resize = ours.get("resize")
+            if type(self.predictor) is not MLCPredictor or self.predictor.resize != self._resize:
                 self.predictor = None
         return super().predict(source=source, stream=stream, predictor=predictor, **stock)
 

@@ -72,7 +72,7 @@
 | `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
 | ... by `construct_result(pred, img, orig_img, img_path)`, an image each | predictor: resize |
 | a predictor's `setup_model` sets `model`; `pre_transform` is what resizes images, to `imgsz` (H, W) | predictor |
-| `Model.predict` makes a predictor of the class given while `predictor` is None | model: resize |
+| `Model.predict` makes a predictor of what `_smart_load("predictor")` gives while `predictor` is None | model: resize |
 | `non_max_suppression` takes its patience as `max_time_img`; `return_idxs` adds anchors | NMS for all |
 | a tracker that compares appearances sets `_feats`, what the head read; `get_obj_feats` picks cells | predictor |
 | augmented prediction is the model's own `_predict_augment`, of `_descale_pred` and `_clip_augmented` | augmentation |

@@ -11,6 +11,7 @@ from torch import Tensor
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
+from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.ops import convert_torch2numpy_batch, scale_boxes
 
 from mlc_yolo.checkpoints import safe_load
@@ -26,11 +27,21 @@ class MLCPredictor(DetectionPredictor):
 
     Attributes:
         resize: "warp", "letterbox" or None: as in the checkpoint, else letterbox.
-        warp: whether images are stretched to the input size; settled by `setup_model`.
+        warp: whether images are stretched to the input size; set by `setup_model`.
     """
 
-    resize: str | None = None
-    warp = False
+    def __init__(
+        self,
+        cfg: Any = DEFAULT_CFG,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+        *,
+        resize: str | None = None,
+    ) -> None:
+        """Take upstream's arguments, and how images are resized whatever the checkpoint says."""
+        super().__init__(cfg, overrides, _callbacks)
+        self.resize = resize
+        self.warp = False
 
     def setup_model(self, model: Any, verbose: bool = True) -> None:
         """Set the model up as upstream does, and read from it how images are resized.
@@ -39,9 +50,9 @@ class MLCPredictor(DetectionPredictor):
             ValueError: a checkpoint, given by its path, is not data alone.
         """
         provide_fonts()
-        given = model or self.args.model
-        if isinstance(given, str | Path):
-            safe_load.check(given)
+        source = model or self.args.model
+        if isinstance(source, str | Path):
+            safe_load.check(source)
         super().setup_model(model, verbose)
         self.warp = wants_warp(self.resize, native(self.model))
 
@@ -105,15 +116,3 @@ class MLCPredictor(DetectionPredictor):
         gains = size[0] / original[0], size[1] / original[1]
         pred[:, :4] = scale_boxes(size, pred[:, :4], original, ratio_pad=(gains, (0, 0)))
         return Results(orig_img, path=img_path, names=self.model.names, boxes=pred[:, :6])
-
-
-class WarpPredictor(MLCPredictor):
-    """`MLCPredictor` that warps whatever the checkpoint says, and exported models too."""
-
-    resize = "warp"
-
-
-class LetterboxPredictor(MLCPredictor):
-    """`MLCPredictor` that pads whatever the checkpoint says."""
-
-    resize = "letterbox"

@@ -1,0 +1,39 @@
+"""How a predictor resizes images is chosen per call, and holds however upstream makes or keeps the predictor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mlc_yolo import MLCYOLO
+from mlc_yolo.evaluation.predictor import MLCPredictor
+
+SIZE = 96
+
+
+def test_the_resize_of_a_call_survives_a_predictor_made_anew_and_ends_with_the_call(
+    iou_aware: Any, tmp_path: Path
+) -> None:
+    model = iou_aware("yolo11n", torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
+    model.args = {"task": "detect", "imgsz": SIZE}
+    torch.save({"model": model, "train_args": {}}, tmp_path / "model.pt")
+    net = MLCYOLO(tmp_path / "model.pt")
+    image = np.random.default_rng(0).integers(0, 256, (48, SIZE, 3), dtype=np.uint8)
+    shapes: list[tuple[int, ...]] = []
+
+    def predict(**options: Any) -> Any:
+        net.predict(image, imgsz=SIZE, rect=False, verbose=False, **options)
+        assert type(net.predictor) is MLCPredictor
+        (resized,) = net.predictor.pre_transform([image])
+        shapes.append(tuple(np.flatnonzero((resized != 114).any((1, 2)))[[0, -1]]))
+        return net.predictor
+
+    warped = predict(resize="warp")
+    assert predict(resize="warp", conf=0.5) is warped, "a call alike keeps it, and with it a tracker's memory"
+    again = predict(resize="warp", channels_last=False)  # applied when a model is set up: upstream makes it anew
+    assert again is not warped and again.resize == "warp"
+    assert predict().resize is None and predict(resize="letterbox").resize == "letterbox"
+    assert shapes == [(0, 95)] * 3 + [(24, 71)] * 2
