@@ -1,6 +1,9 @@
 # make demo     set up .venv and run the main job on the embedded data: train, validate, predict
-# make test     set up .venv with the development tools; lint, type-check and test
+# make check    set up .venv with the development tools; lint, type-check and run the tests that are not slow
+# make test     the same with every test, and with the oldest version of Ultralytics
 # make upstream test what we lean on in Ultralytics with its oldest version; part of make test
+# make upstream-tests  run Ultralytics' own tests of detection with our class and command in the place of theirs; fetches
+#               them first. About twenty minutes on two cores
 # make bench    set up as for test and run what is timed
 # make readme   make the README's tables again, of options and of results
 # make audit    look for known vulnerabilities in the installed versions (asks pypi.org)
@@ -17,15 +20,20 @@ BIN := $(VENV)/bin
 ULTRALYTICS ?= $(shell sed -n 's/.*"ultralytics>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 UPSTREAM := build/ultralytics-$(ULTRALYTICS)
 
-.PHONY: demo test upstream bench readme audit clean
+.PHONY: demo lint check test upstream upstream-tests bench readme audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlc-yolo demo
 
-test: $(VENV)/.installed-dev
+lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test: lint
 	$(MAKE) upstream
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
@@ -39,6 +47,10 @@ $(UPSTREAM)/.installed: $(VENV)/.installed-dev
 	rm -rf $(UPSTREAM)
 	$(BIN)/python -m pip install --quiet --no-deps --target $(UPSTREAM) ultralytics==$(ULTRALYTICS)
 	touch $@
+
+# UPSTREAM_TESTS_ARGS="tests/test_engine.py -k resume", say, runs fewer.
+upstream-tests: $(VENV)/.installed-dev
+	$(BIN)/python tests/upstream_suite/run.py $(UPSTREAM_TESTS_ARGS)
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py $(BENCH_ARGS)

@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+#: torch's threads in every process of the tests: a number, or "default" for as many as torch takes by itself. The nets
+#: here are tiny: more than one cost more than they bring, and parallel test processes would fight over cores.
+THREADS = os.environ.get("MLC_TEST_THREADS", "1")
+
 _PRIVATE = Path(tempfile.mkdtemp(prefix="mlc-yolo-tests-"))
 os.environ.update(
     YOLO_OFFLINE="1",
@@ -23,16 +27,17 @@ os.environ.update(
     YOLO_CONFIG_DIR=str(_PRIVATE / "config"),
     MLC_YOLO_CACHE=str(_PRIVATE / "cache"),
     MPLBACKEND="Agg",
-    OMP_NUM_THREADS="1",
 )
 # Ultralytics fetches Arial.ttf for its plots unless a font of that name lies here; matplotlib's own serves as well.
 _FONTS = _PRIVATE / "config" / "Ultralytics"
 _FONTS.mkdir(parents=True)
 shutil.copy(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", _FONTS / "Arial.ttf")
 
-# The nets here are tiny: more threads cost more than they bring, and parallel test processes would fight over cores.
-# The variable above says the same to the processes that tests start.
-torch.set_num_threads(1)
+if THREADS == "default":
+    os.environ.pop("OMP_NUM_THREADS", None)
+else:
+    os.environ["OMP_NUM_THREADS"] = THREADS  # for the processes that tests start
+    torch.set_num_threads(int(THREADS))
 
 TRIED = "hostile inputs tried"
 CLASSES = ("square", "disc", "cross")

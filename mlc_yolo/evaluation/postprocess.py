@@ -22,7 +22,7 @@ from mlc_yolo.nms import select_with_anchors
 
 def native(model: nn.Module) -> nn.Module:
     """Return the PyTorch model inside Ultralytics' `AutoBackend`, which does not register it; others as they are."""
-    inner: Any = model.model if getattr(model, "format", None) == "pt" else model
+    inner: nn.Module = model.model if getattr(model, "format", None) == "pt" else model  # type: ignore[assignment]
     return inner
 
 
