@@ -94,7 +94,7 @@ def _ranking(diagnosis: Diagnosis) -> str:
 
 
 def _confusion(diagnosis: Diagnosis) -> str | None:
-    shown = [gain for gain in diagnosis.confusions if gain.gain.shown and gain.gain.mean >= WORTHWHILE / 10]
+    shown = [gain for gain in diagnosis.confusions if gain.gain.shown and gain.gain.mean >= WORTHWHILE / 2]
     if not shown:
         return None
     return f"Classes: {_listed(shown[:3])} by telling them apart."

@@ -231,6 +231,14 @@ class Oracles:
         kind = np.select(conditions, [value for _, value, _ in tests], Fault.BOTH.value).astype(np.int8)
         return kind, np.select(conditions, [np.broadcast_to(target, false.shape) for _, _, target in tests], other)
 
+    @property
+    def overlaps(self) -> tuple[tuple[IntArray, Float64Array], tuple[IntArray, Float64Array]]:
+        """Each judged detection's best object of its own class, and of others: (n,) rows of the records and (n,) IoU.
+
+        The IoU is 0 where there is no such object.
+        """
+        return self._own, self._other
+
     def missed(self, threshold: int = 0) -> BoolArray:
         """Return (G,) whether an object is missed at one IoU threshold, given by its index."""
         kind, target = self.faults(threshold)

@@ -101,7 +101,7 @@ def interval_chart(intervals: Sequence[Interval], *, x_label: str, told: str) ->
     parts = [frame.axes(x_label, ""), frame.line([0, 0], [0, len(intervals)], class_="zero")]
     for i, each in enumerate(intervals):
         middle = len(intervals) - i - 0.68
-        parts.append(tag("text", each.name, x=frame.left, y=short_number(frame.to_y(middle) - 10), class_="name"))
+        parts.append(tag("text", each.name, x=frame.left, y=short(frame.to_y(middle) - 10), class_="name"))
         parts.append(frame.line([each.low, each.high], [middle, middle], class_=f"interval s{each.colour}"))
         parts += [frame.dot(value, middle, class_="pair", r=2.5) for value in each.pairs if len(each.pairs) > 1]
         parts.append(frame.dot(each.mean, middle, class_=f"dot s{each.colour}", r=5))
@@ -126,12 +126,9 @@ def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
     parts = []
     for level in range(1, SHADES + 1):
         corners = ((frame.to_x(edges[i]), frame.to_y(edges[j + 1])) for i, j in np.argwhere(shade == level))
-        cells = "".join(
-            f"M{short_number(x)} {short_number(y)}h{short_number(width)}v{short_number(depth)}h{short_number(-width)}z"
-            for x, y in corners
-        )
+        cells = "".join(f"M{short(x)} {short(y)}h{short(width)}v{short(depth)}h{short(-width)}z" for x, y in corners)
         if cells:
-            parts.append(tag("path", d=cells, class_="cell", fill_opacity=short_number(0.1 + 0.8 * level / SHADES)))
+            parts.append(tag("path", d=cells, class_="cell", fill_opacity=short(0.1 + 0.8 * level / SHADES)))
     parts += [frame.axes("score", "IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
     bins = np.linspace(0, 1, 21)
     groups = [ious[(scores >= low) & (scores < high)] for low, high in pairwise(bins)]
@@ -160,21 +157,19 @@ def reliability_chart(found: Reliability, *, colour: int, told: str) -> Markup:
         parts.append(
             tag(
                 "rect",
-                x=short_number(x + 1),
-                y=short_number(base - tall),
-                width=short_number(width - 2),
-                height=short_number(tall),
+                x=short(x + 1),
+                y=short(base - tall),
+                width=short(width - 2),
+                height=short(tall),
                 class_=f"bar s{colour}",
             )
         )
-        parts.append(
-            tag("text", _short(count), x=short_number(x + width / 2), y=short_number(base - tall - 3), class_="count")
-        )
+        parts.append(tag("text", _count_text(count), x=short(x + width / 2), y=short(base - tall - 3), class_="count"))
     parts.append(
         tag(
             "text",
             "boxes in the bin",
-            x=short_number(frame.left + (WIDTH - frame.left - RIGHT) / 2),
+            x=short(frame.left + (WIDTH - frame.left - RIGHT) / 2),
             y=base + 13,
             class_="label middle",
         )
@@ -206,24 +201,24 @@ class Frame:
         parts = []
         floor = self.height - BOTTOM
         for tick in _ticks(*self.x):
-            at = short_number(self.to_x(tick))
+            at = short(self.to_x(tick))
             parts.append(tag("line", x1=at, x2=at, y1=TOP, y2=floor, class_="grid"))
             parts.append(tag("text", _tick_text(tick), x=at, y=floor + 14, class_="tick middle"))
         if y_label:
             for tick in _ticks(*self.y):
-                at = short_number(self.to_y(tick))
+                at = short(self.to_y(tick))
                 parts.append(tag("line", x1=self.left, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
                 parts.append(
                     tag(
                         "text",
                         _tick_text(tick),
                         x=self.left - 4,
-                        y=short_number(self.to_y(tick) + 4),
+                        y=short(self.to_y(tick) + 4),
                         class_="tick end",
                     )
                 )
             parts.append(tag("text", y_label, x=self.left, y=TOP - 8, class_="label"))
-        middle = short_number((self.left + WIDTH - RIGHT) / 2)
+        middle = short((self.left + WIDTH - RIGHT) / 2)
         parts.append(tag("text", x_label, x=middle, y=self.height - 5, class_="label middle"))
         return Markup("").join(parts)
 
@@ -232,18 +227,18 @@ class Frame:
         path, pen = [], "M"
         for a, b in zip(x, y, strict=True):
             if math.isfinite(b):
-                path.append(f"{pen}{short_number(self.to_x(a))} {short_number(self.to_y(b))}")
+                path.append(f"{pen}{short(self.to_x(a))} {short(self.to_y(b))}")
             pen = "L" if math.isfinite(b) else "M"
         return tag("path", d="".join(path), class_=class_) if path else Markup("")
 
     def dot(self, x: float, y: float, *, class_: str, r: float = 3) -> Markup:
         """Return a point."""
-        return tag("circle", cx=short_number(self.to_x(x)), cy=short_number(self.to_y(y)), r=r, class_=class_)
+        return tag("circle", cx=short(self.to_x(x)), cy=short(self.to_y(y)), r=r, class_=class_)
 
 
 def svg(height: float, told: str, parts: Sequence[Markup]) -> Markup:
     """Return a drawing of that height, with what a reader who does not see it should know."""
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {short_number(height)}", role="img", aria_label=told)
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {short(height)}", role="img", aria_label=told)
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:
@@ -274,7 +269,7 @@ def _tick_text(value: float) -> str:
     return f"{value:g}".replace("-", "−")
 
 
-def _short(count: int) -> str:
+def _count_text(count: int) -> str:
     """Return a count of at most four letters."""
     for unit, letter in ((1_000_000, "M"), (1000, "k")):
         if count >= unit:
@@ -282,6 +277,6 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def short_number(value: float) -> str:
+def short(value: float) -> str:
     """Return a number as short as the eye allows."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

@@ -57,8 +57,8 @@ def test_a_diagnosis_sees_what_a_validation_sees_and_the_channel_beside_it(
     assert len(seen.sides) == len(records.gt_labels) == 10
     assert seen.candidates is not None
     # No kept box of an object's class sits better than its best candidate.
-    reach = seen.candidates[:, IOU]
-    assert (diagnosis.oracles._own[1] <= reach[diagnosis.oracles._own[0]] + 1e-5).all()
+    reach, (own, iou) = seen.candidates[:, IOU], diagnosis.oracles.overlaps[0]
+    assert (iou <= reach[own] + 1e-5).all()
     assert diagnosis.predicted_iou is not None
     assert seen.without_rescoring is not None
     assert seen.without_rescoring.scores.mean() > records.scores.mean()

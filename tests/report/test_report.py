@@ -23,7 +23,8 @@ from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.reliability import best_ious, reliability
 from mlc_yolo.report import charts, differing, sections, write_report
 from mlc_yolo.report.gather import gather, read_curves
-from mlc_yolo.report.page import breakable, render
+from mlc_yolo.report.page import render
+from mlc_yolo.report.template import breakable
 
 EPOCHS_TRAINED = 5
 NAMES = {0: "cat", 1: "dog"}

@@ -1,0 +1,162 @@
+"""The page of a diagnosis: the verdict and the ladder of oracles first, then what they rest on."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from mlc_yolo import whole_files
+from mlc_yolo.evaluation.diagnosis import MISTAKES, Diagnosis, Gain
+from mlc_yolo.evaluation.verdict import verdict
+from mlc_yolo.metrics.operating_point import OperatingPoint
+from mlc_yolo.metrics.oracles import Repair
+from mlc_yolo.report.charts import reliability_chart
+from mlc_yolo.report.examples import misplaced, misranked
+from mlc_yolo.report.ladder import Rung, ladder_chart
+from mlc_yolo.report.template import fill
+
+#: Repair -> what is mended, and what stays.
+WORDS = {
+    Repair.INSIDE: "every object keeps its best-placed candidate of those that NMS saw",
+    Repair.ACROSS: "no false detection is scored above a true one, in the whole data set",
+    Repair.PLACE: "detections of the right class that overlap their object by 0.1 or more sit on it",
+    Repair.CLASS: "detections that sit on an object have its class",
+    Repair.MISSED: "objects without any detection have one",
+    Repair.BACKGROUND: "detections that overlap no object by 0.1 are gone",
+    Repair.DUPLICATES: "second detections of an object are gone",
+}
+
+
+def write_diagnosis(diagnosis: Diagnosis, path: str | Path, *, model: str = "", data: str = "") -> Path:
+    """Write the page of a diagnosis.
+
+    Args:
+        diagnosis: of one detector.
+        path: of the HTML file, which is replaced in one step.
+        model: what the page calls the detector.
+        data: what it calls the data set.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    whole_files.write(path, render_diagnosis(diagnosis, model=model, data=data))
+    return path
+
+
+def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -> str:
+    """Return the page as HTML; see `write_diagnosis`."""
+    records = diagnosis.seen.records
+    point = diagnosis.curve.at(diagnosis.confidence)
+    told = {
+        "Model": model,
+        "Data": data,
+        "Images": f"{len(records.images):,}",
+        "Objects": f"{len(records.gt_labels):,}",
+        "AP": f"{diagnosis.ap.mean:.1f} [{diagnosis.ap.low:.1f}, {diagnosis.ap.high:.1f}]",
+        "AP50, AP75": f"{diagnosis.baseline.values['AP50']:.1f}, {diagnosis.baseline.values['AP75']:.1f}",
+        "Rank correlation": _number(diagnosis.spearman, 2),
+        f"Recall at conf={diagnosis.confidence:g}": _number(point.recall, 2),
+    }
+    return fill(
+        "diagnosis.html",
+        title=f"Diagnosis of {model}" if model else "Diagnosis",
+        facts=[(label, value) for label, value in told.items() if value],
+        verdict=[sentence.partition(": ") for sentence in verdict(diagnosis)],
+        ladder=_ladder(diagnosis),
+        repairs=[_gain_row(gain, WORDS[repair]) for repair, gain in _by_gain(diagnosis)],
+        ranking=misranked(diagnosis),
+        placing=misplaced(diagnosis),
+        confusions=[_gain_row(gain, "") for gain in diagnosis.confusions if gain.gain.mean > 0.005],
+        sizes=[_size_row(diagnosis, i) for i in range(len(diagnosis.sizes)) if diagnosis.sizes[i].objects],
+        classes=[
+            {"name": row.name, "cells": [f"{row.objects:,}", _number(row.ap), _number(row.spearman, 2)]}
+            for row in sorted(diagnosis.classes, key=lambda row: -row.objects)
+        ],
+        points=_points(diagnosis),
+        reliability=_reliability(diagnosis),
+        confidence=f"{diagnosis.confidence:g}",
+    )
+
+
+def _by_gain(diagnosis: Diagnosis) -> list[tuple[Repair, Gain]]:
+    """Return the ranking's repairs, then the mistakes', each with the largest gain first."""
+    known = diagnosis.gains
+    order = sorted(known, key=lambda repair: (repair in MISTAKES, -known[repair].gain.mean))
+    return [(repair, known[repair]) for repair in order]
+
+
+def _ladder(diagnosis: Diagnosis) -> dict[str, Any]:
+    base = diagnosis.baseline.values["AP"]
+    rungs = [
+        Rung(
+            gain.name,
+            gain.values["AP"],
+            base + gain.gain.low,
+            base + gain.gain.high,
+            3 if repair is Repair.INSIDE else 2 if repair in MISTAKES else 1,
+        )
+        for repair, gain in _by_gain(diagnosis)
+    ]
+    said = "; ".join(f"{rung.name} {rung.ap - base:+.1f}" for rung in rungs)
+    told = f"AP {base:.1f} as it is. One repair at a time: {said}."
+    caption = (
+        f"The line is the detector’s own AP, {base:.1f}. A bar goes from there to what one repair alone would make of "
+        "it; its whisker is the 95 % interval."
+    )
+    return {"svg": ladder_chart(base, rungs, told=told), "caption": caption}
+
+
+def _gain_row(gain: Gain, words: str) -> dict[str, Any]:
+    interval = f"[{gain.gain.low:.1f}, {gain.gain.high:.1f}]"
+    return {
+        "name": gain.name,
+        "words": words,
+        "gain": f"{gain.gain.mean:+.1f}",
+        "interval": interval,
+        "shown": gain.gain.shown,
+        "cells": [f"{gain.values[name]:.1f}" for name in ("AP", "AP50", "AP75")],
+    }
+
+
+def _size_row(diagnosis: Diagnosis, i: int) -> dict[str, Any]:
+    size = diagnosis.sizes[i]
+    gain = "–" if size.gain is None else f"{size.gain:+.1f}"
+    return {
+        "name": size.name,
+        "cells": [f"{size.objects:,}", f"{100 * size.detected:.0f} %", _number(size.spearman, 2), gain],
+    }
+
+
+def _points(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    rows = [
+        (f"conf={diagnosis.confidence:g}, as deployed", diagnosis.curve.at(diagnosis.confidence)),
+        ("best F1", diagnosis.curve.best_f1()),
+    ]
+    if diagnosis.curve_without_rescoring is not None:
+        plain = diagnosis.curve_without_rescoring
+        rows.append((f"conf={diagnosis.confidence:g}, rescore=False", plain.at(diagnosis.confidence)))
+        rows.append(("best F1, rescore=False", plain.best_f1()))
+    return [{"name": name, "cells": _point(point)} for name, point in rows]
+
+
+def _point(point: OperatingPoint) -> list[str]:
+    rates = [_number(value, 2) for value in (point.precision, point.recall, point.f1)]
+    return [f"{point.threshold:.2f}", *rates, f"{point.false:,}", _number(point.per_image)]
+
+
+def _reliability(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+    drawn = [("The score", diagnosis.reliability, 1)]
+    if diagnosis.predicted_iou is not None:
+        drawn.append(("The predicted IoU", diagnosis.predicted_iou, 3))
+    charts = []
+    for name, values, colour in drawn:
+        if int(values.count.sum()):
+            said = f"{name}: calibration error {values.error:.3f}, bias {values.bias:+.3f}"
+            charts.append({"svg": reliability_chart(values, colour=colour, told=said), "caption": said})
+    return charts
+
+
+def _number(value: float, digits: int = 1) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
