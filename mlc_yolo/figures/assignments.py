@@ -27,6 +27,7 @@ from mlc_yolo.assigners import Assigner, Predictions, Schedule, Targets, TaskAli
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
+from mlc_yolo.data.listing import printable
 from mlc_yolo.data.resolve import open_data
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.options import specification as options
@@ -96,7 +97,7 @@ def draw_assignments(
             boxes=predictions.boxes[0],
             assignments=assignments,
             view=scene.view,
-            source=scene.file.name,
+            source=printable(scene.file.name),
         )
         paths.append(folder / f"{number}_{scene.file.stem}.png")
         figure.savefig(paths[-1])
@@ -104,7 +105,7 @@ def draw_assignments(
             f"{name} {int(a.classification.positive.sum())} cls, {int(a.localization.positive.sum())} loc"
             for name, a in assignments
         )
-        LOGGER.info(f"{paths[-1].name}: {len(targets.labels[0])} objects; positives: {'; '.join(counts)}")
+        LOGGER.info(f"{printable(paths[-1].name)}: {len(targets.labels[0])} objects; positives: {'; '.join(counts)}")
     LOGGER.info(f"Assignments drawn to {colorstr('bold', folder)}")
     return paths
 
@@ -235,7 +236,7 @@ class Scene:
     """One image as an assigner sees it in training.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, at the input size.
+        image: (H, W, C) uint8, RGB where C is 3, at the input size.
         view: where the image lies in it, xyxy px.
         file: where it comes from.
         predictions: the model's, B = 1.

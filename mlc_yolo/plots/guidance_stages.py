@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mlc_yolo.plots.bands import displayed
 from mlc_yolo.plots.positives import GREY
 
 #: Groups of priors -> line style and meaning; later ones are drawn on top.
@@ -43,7 +44,7 @@ class GuidedImage:
     """One image and its positives under the three matchings, on the same predictions.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, in the frame of all boxes.
+        image: (H, W, C) uint8, see `displayed`, in the frame of all boxes.
         view: the part to show, xyxy px, such as the image without its padding.
         gt_boxes: (M, 4) xyxy px.
         prior_boxes: (A, 4) xyxy px.
@@ -159,7 +160,7 @@ def show_image(axes: Axes, image: NDArray[np.uint8], view: tuple[float, float, f
     """Show a part of an image, darkened so that lines stand out."""
     left, top, right, bottom = view
     height, width = image.shape[:2]
-    axes.imshow((image * 0.75).astype(np.uint8), extent=(0, width, height, 0), interpolation="bilinear")
+    axes.imshow((displayed(image) * 0.75).astype(np.uint8), extent=(0, width, height, 0), interpolation="bilinear")
     axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], anchor="NW")
     axes.spines[:].set_visible(False)
 

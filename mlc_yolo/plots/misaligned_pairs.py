@@ -83,8 +83,8 @@ def find_misaligned(
     Example:
         The object is 10 x 10. The surer box covers 60 % of it, the other 80 %; their IoU is 0.75:
 
-        >>> found = torch.tensor([[0.0, 0.0, 10.0, 6.0, 0.9, 0.0], [0.0, 0.0, 10.0, 8.0, 0.5, 0.0]])
-        >>> lost = find_misaligned(found[:1], found, torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0]))
+        >>> rows = torch.tensor([[0.0, 0.0, 10.0, 6.0, 0.9, 0.0], [0.0, 0.0, 10.0, 8.0, 0.5, 0.0]])
+        >>> lost = find_misaligned(rows[:1], rows, torch.tensor([[0.0, 0.0, 10.0, 10.0]]), torch.tensor([0]))
         >>> lost.better.tolist(), lost.kept_ious.tolist(), lost.better_ious.tolist()
         ([1], [0.6000000238418579], [0.800000011920929])
     """
@@ -110,8 +110,8 @@ def _of_class(iou: Tensor, gt_labels: Tensor, rows: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one model found in one image.
+class Detected:
+    """What one model detected in one image.
 
     Attributes:
         detections: (D, 6) rows x1, y1, x2, y2, score, label.
@@ -129,15 +129,15 @@ class ComparedImage:
     """One image and what each model found in it.
 
     Attributes:
-        image: (H, W, 3) uint8 RGB, in the frame of all boxes.
+        image: (H, W, C) uint8, see `displayed`, in the frame of all boxes.
         gt_boxes: (M, 4) xyxy px.
-        found: one for each model.
+        models: what each of them found, in their order.
         source: where the image comes from.
     """
 
     image: NDArray[np.uint8]
     gt_boxes: Tensor
-    found: Sequence[Found]
+    models: Sequence[Detected]
     source: str
 
 
@@ -174,11 +174,12 @@ def misaligned_figure(
         A figure of its own, unknown to pyplot. The gid of boxes is "objects", "detection", "misaligned" or "better".
 
     Raises:
-        ValueError: no image, or not one `Found` per model.
+        ValueError: no image, or not one `Detected` per model.
     """
-    if not images or any(len(each.found) != len(totals) for each in images):
-        raise ValueError(f"expected images with {len(totals)} findings each, got {[len(i.found) for i in images]}")
-    views = [(0.0, 0.0, float(each.image.shape[1]), float(each.image.shape[0])) for each in images]
+    if not images or any(len(compared.models) != len(totals) for compared in images):
+        numbers = [len(compared.models) for compared in images]
+        raise ValueError(f"expected images with {len(totals)} findings each, got {numbers}")
+    views = [(0.0, 0.0, float(compared.image.shape[1]), float(compared.image.shape[0])) for compared in images]
     figure, panels = rows_of_panels(views, columns=len(totals), side=PANEL, head=1.28)
     headline(figure, "Right class, poor place: what suppression kept, and the better box it dropped", source)
     for axes, total in zip(panels[0], totals, strict=True):
@@ -186,15 +187,15 @@ def misaligned_figure(
         axes.annotate(total.name, (0, 1), (0, 31), fontsize=11, weight="bold", **style)
         share = f"in all images: {total.misaligned:,} of {total.objects:,} objects lost to misalignment"
         axes.annotate(share, (0, 1), (0, 18), fontsize=8.5, color=GREY, **style)
-    for row, each, view in zip(panels, images, views, strict=True):
-        for axes, found in zip(row, each.found, strict=True):
-            show_image(axes, each.image, view)
-            draw_objects(axes, each.gt_boxes)
-            _draw_found(axes, found, names)
-            count = len(found.detections)
-            said = f"here: {count} detection{'s' * (count != 1)}, {len(found.misaligned)} misaligned"
-            axes.set_title(said, fontsize=8.5, loc="left", pad=4, color=GREY)
-        row[0].set_ylabel(each.source, fontsize=8, color=GREY)
+    for row, compared, view in zip(panels, images, views, strict=True):
+        for axes, detected in zip(row, compared.models, strict=True):
+            show_image(axes, compared.image, view)
+            draw_objects(axes, compared.gt_boxes)
+            _draw_detected(axes, detected, names)
+            count = len(detected.detections)
+            title = f"here: {count} detection{'s' * (count != 1)}, {len(detected.misaligned)} misaligned"
+            axes.set_title(title, fontsize=8.5, loc="left", pad=4, color=GREY)
+        row[0].set_ylabel(compared.source, fontsize=8, color=GREY)
     samples = (
         (DETECTION, 1.6, "-", "detection"),
         (WARNING, 2.4, "-", "misaligned detection"),
@@ -205,17 +206,17 @@ def misaligned_figure(
     return figure
 
 
-def _draw_found(axes: Axes, found: Found, names: Mapping[int, str]) -> None:
-    lost = found.misaligned
+def _draw_detected(axes: Axes, detected: Detected, names: Mapping[int, str]) -> None:
+    lost = detected.misaligned
     marked = set(lost.kept.tolist())
     taken: list[tuple[float, float, float, float]] = []
-    for i, box in enumerate(found.detections[:, :4].cpu().tolist()):
+    for i, box in enumerate(detected.detections[:, :4].cpu().tolist()):
         if i not in marked:
             axes.add_patch(rectangle(box, fill=False, edgecolor=DETECTION, linewidth=1, zorder=3, gid="detection"))
     for k, b, before, after in zip(
         lost.kept.tolist(), lost.better.tolist(), lost.kept_ious.tolist(), lost.better_ious.tolist(), strict=True
     ):
-        kept, better = found.detections[k].cpu().tolist(), found.candidates[b].cpu().tolist()
+        kept, better = detected.detections[k].cpu().tolist(), detected.candidates[b].cpu().tolist()
         axes.add_patch(rectangle(kept[:4], fill=False, edgecolor=WARNING, linewidth=2, zorder=9, gid="misaligned"))
         style: dict[str, Any] = {"edgecolor": BETTER, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
         axes.add_patch(rectangle(better[:4], fill=False, zorder=10, gid="better", **style))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mlc_yolo.assigners import Assignment, Role, TaskAssignment
+from mlc_yolo.plots.bands import displayed
 from mlc_yolo.priors import Priors
 
 #: Groups of anchors -> colour, marker, meaning. Told apart by every kind of colour vision, and by shape.
@@ -56,7 +57,7 @@ def assignment_figure(
     weight. Dots of coarse levels are drawn larger, as there is more room between them.
 
     Args:
-        image: (H, W, 3) uint8 RGB, in the frame of all boxes.
+        image: (H, W, C) uint8, see `displayed`, in the frame of all boxes.
         gt_boxes: (M, 4) xyxy px; M may be 0.
         gt_labels: (M,) int64, keys of `names`.
         names: class names by label.
@@ -90,7 +91,7 @@ def assignment_figure(
         panels[0].annotate(name, (0, 1), (0, 19), **header)
         tasks = (assignment.classification, assignment.localization)
         for axes, task, other in zip(panels, tasks, tasks[::-1], strict=True):
-            axes.imshow(image, interpolation="bilinear", alpha=0.8)
+            axes.imshow(displayed(image), interpolation="bilinear", alpha=0.8)
             axes.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], facecolor="black")
             axes.spines[:].set_visible(False)
             groups = _groups(task, other)

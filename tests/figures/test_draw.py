@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from detectors.lively import lively_detector
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo.assigners import MaxIoU, MutualGuidance
 from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.checkpoints.marker import write_marker
-from mlc_yolo.figures import draw as module
-from mlc_yolo.figures.assignments import open_split, scenes
+from mlc_yolo.figures import amplification, guidance, misaligned
+from mlc_yolo.figures.assignments import draw_assignments, open_split, scenes
 from mlc_yolo.figures.draw import draw_figure
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.plots.amplified_iou import Pairs
@@ -57,6 +58,7 @@ def arguments(data: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
 def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
     """What is handed to a plot."""
     calls: list[tuple[Any, ...]] = []
+    module = {"amplification": amplification, "guidance": guidance, "misaligned": misaligned}[name.partition("_")[0]]
     original = getattr(module, name)
 
     def plot(*args: Any, **kwargs: Any) -> Figure:
@@ -138,7 +140,7 @@ def test_resize_overrules_the_models_own(
             arguments(tiny_data, run_dir, count=9, resize=resize) if resize else arguments(tiny_data, run_dir, count=9)
         )
         images, _ = compare(lively, yolo, calls, **given)
-        kept.append({tuple(row) for each in images for row in each.found[0].detections.tolist()})
+        kept.append({tuple(row) for each in images for row in each.models[0].detections.tolist()})
     assert kept[0] == kept[2] != kept[1]
 
 
@@ -165,7 +167,7 @@ def test_detections_are_those_of_predict_and_came_out_of_the_candidates(
     folder = tiny_data.parent / "images" / "val"
     for each in images:
         (result,) = lively.predict(folder / each.source, imgsz=96, iou=0.5, device="cpu", verbose=False)
-        found = each.found[0]
+        found = each.models[0]
         assert len(found.detections) > 3
         assert torch.equal(found.detections, result.boxes.data)
         rows = {tuple(row) for row in found.candidates.tolist()}
@@ -173,7 +175,7 @@ def test_detections_are_those_of_predict_and_came_out_of_the_candidates(
         assert len(rows) > 2 * len(found.detections)
         assert np.array_equal(each.image, cv2.imread(str(folder / each.source))[..., ::-1])
     assert [total.objects for total in totals] == [10, 10]
-    assert totals[0].misaligned == sum(len(each.found[0].misaligned) for each in images)
+    assert totals[0].misaligned == sum(len(each.models[0].misaligned) for each in images)
 
 
 def test_objects_lie_as_labelled(
@@ -201,7 +203,7 @@ def test_a_large_photograph_is_shrunk_with_everything_on_it(
     images, _ = compare(lively, lively, calls, **arguments(data, run_dir))
     assert images[0].image.shape == (200, 640, 3)
     assert images[0].gt_boxes.tolist() == [[240, 50, 400, 150]]
-    assert images[0].found[0].candidates[:, 2].max() <= 640
+    assert images[0].models[0].candidates[:, 2].max() <= 640
 
 
 def test_images_where_the_models_differ_come_first(
@@ -209,7 +211,7 @@ def test_images_where_the_models_differ_come_first(
 ) -> None:
     """Both lose the same in the first and the third image; the second model alone loses one in the second."""
     order = iter([[], [], [], [0], [0, 1], [0, 1]])
-    monkeypatch.setattr(module, "_lost", lambda _: next(order))
+    monkeypatch.setattr(misaligned, "_lost", lambda _: next(order))
     calls = spy(monkeypatch, "misaligned_figure")
     images, _ = compare(yolo, yolo, calls, **arguments(tiny_data, run_dir))
     assert [each.source for each in images] == ["2.png"]
@@ -228,7 +230,7 @@ def test_models_are_called_what_tells_them_apart(paths: tuple[str, str], names: 
     pair = [MLCYOLO("yolov8n.yaml") for _ in paths]
     for model, path in zip(pair, paths, strict=True):
         model.ckpt_path = path
-    assert module._told_apart(*pair) == names
+    assert misaligned._distinct_names(*pair) == names
 
 
 def test_the_models_keep_their_weights_and_their_predictors(
@@ -295,9 +297,43 @@ def test_a_model_that_warps_is_drawn_on_warped_images_and_its_boxes_come_back(
     calls = spy(monkeypatch, "misaligned_figure")
     images, _ = compare(lively, lively, calls, **arguments(tiny_data, run_dir, count=9))
     for each in images:
-        assert {tuple(r) for r in each.found[0].detections.tolist()} <= {
-            tuple(r) for r in each.found[0].candidates.tolist()
+        assert {tuple(r) for r in each.models[0].detections.tolist()} <= {
+            tuple(r) for r in each.models[0].candidates.tolist()
         }
     guided = spy(monkeypatch, "guidance_figure")
     draw_figure("guidance", lively, **arguments(tiny_data, run_dir, count=9))
     assert [each.view for each in guided[0][0]] == [(0, 0, 96, 96)] * 3
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 10])
+@pytest.mark.parametrize("kind", ["guidance", "misaligned", "assignments"])
+def test_pictures_of_any_number_of_bands_show_the_first_three_or_grey(
+    kind: str, bands: int, own_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_data.write_text(own_data.read_text() + f"channels: {bands}\n")
+    for file in own_data.parent.rglob("*.png"):
+        pixels = np.broadcast_to(np.arange(bands, dtype=np.uint8) * 20 + 10, (96, 96, bands))
+        pages = [np.ascontiguousarray(pixels[..., band]) for band in range(bands)]
+        assert cv2.imwritemulti(str(file.with_suffix(".tiff")), pages)
+        file.unlink()
+    torch.manual_seed(0)
+    model = MLCYOLO("yolov8n.yaml")
+    model.model = DetectionModel("yolov8n.yaml", ch=bands, nc=3, verbose=False)
+    model.model.args = {"task": "detect"}
+    shown: list[np.ndarray] = []
+    imshow = Axes.imshow
+
+    def spying(self: Axes, image: np.ndarray, **kwargs: Any) -> Any:
+        shown.append(np.asarray(image))
+        return imshow(self, image, **kwargs)
+
+    monkeypatch.setattr(Axes, "imshow", spying)
+    if kind == "assignments":
+        draw_assignments(model, **arguments(own_data, run_dir))
+        colours = [10, 30, 50]
+    else:
+        changes = {"other": model, "conf": 0.001} if kind == "misaligned" else {}
+        draw_figure(kind, model, **arguments(own_data, run_dir, **changes))
+        colours = [7, 22, 37]  # three quarters, darkened
+    expected = colours if bands >= 3 else colours[:1] * 3
+    assert shown and all(image[48, 48].tolist() == expected for image in shown)

@@ -13,7 +13,14 @@ from matplotlib.axes import Axes
 
 from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.nms import select_detections
-from mlc_yolo.plots.misaligned_pairs import ComparedImage, Found, Misaligned, Total, find_misaligned, misaligned_figure
+from mlc_yolo.plots.misaligned_pairs import (
+    ComparedImage,
+    Detected,
+    Misaligned,
+    Total,
+    find_misaligned,
+    misaligned_figure,
+)
 
 GT, LABELS = torch.tensor([[0.0, 0.0, 100.0, 100.0]]), torch.tensor([1])
 # IoU with the object 0.6; the box that gives way reaches 0.8, and the two overlap by 0.6 / 0.8 = 0.75.
@@ -109,14 +116,14 @@ def test_it_equals_a_loop_over_objects_on_random_scenes() -> None:
     assert total > 5  # else they would agree on nothing but nothing
 
 
-def compared(*found: Found, **changes: Any) -> ComparedImage:
+def compared(*models: Detected, **changes: Any) -> ComparedImage:
     fields: dict[str, Any] = {"image": np.full((120, 120, 3), 90, np.uint8), "gt_boxes": GT, "source": "cat.jpg"}
-    return ComparedImage(**fields | changes, found=found)
+    return ComparedImage(**fields | changes, models=models)
 
 
-def result(kept: list[list[float]], dropped: list[list[float]]) -> Found:
+def result(kept: list[list[float]], dropped: list[list[float]]) -> Detected:
     detections, rest = (torch.tensor(rows).reshape(-1, 6) for rows in (kept, dropped))
-    return Found(detections, torch.cat((detections, rest)), find(kept, dropped))
+    return Detected(detections, torch.cat((detections, rest)), find(kept, dropped))
 
 
 LOST, FINE = result([KEPT, [5.0, 5, 30, 30, 0.5, 0]], [BETTER]), result([[0.0, 0, 100, 90, 0.7, 1]], [BETTER])
@@ -160,7 +167,7 @@ def test_labels_stay_within_the_image(place: tuple[int, int]) -> None:
     kept = [[x, y, x + 60.0, y + 30.0, 0.9, 1.0]]
     dropped = [[x, y, x + 60.0, y + 45.0, 0.4, 1.0]]
     detections, candidates = torch.tensor(kept), torch.tensor(kept + dropped)
-    found = Found(detections, candidates, find(kept, dropped, gt))
+    found = Detected(detections, candidates, find(kept, dropped, gt))
     figure = misaligned_figure([compared(found, FINE, gt_boxes=gt)], TOTALS, NAMES)
     figure.savefig(io.BytesIO())
     axes = figure.axes[0]
@@ -177,7 +184,7 @@ def test_labels_do_not_cover_one_another() -> None:
     labels = torch.tensor([0, 1, 2])
     kept = [[*box[:3], 40.0, 0.9, float(k)] for k, box in enumerate(gt.tolist())]
     dropped = [[*box[:3], 55.0, 0.4, float(k)] for k, box in enumerate(gt.tolist())]
-    found = Found(torch.tensor(kept), torch.tensor(kept + dropped), find(kept, dropped, gt, labels))
+    found = Detected(torch.tensor(kept), torch.tensor(kept + dropped), find(kept, dropped, gt, labels))
     figure = misaligned_figure([compared(found, FINE, gt_boxes=gt)], TOTALS, {0: "cat", 1: "dog", 2: "cow"})
     figure.savefig(io.BytesIO())
     extents = [text.get_window_extent() for text in figure.axes[0].texts if ", IoU" in text.get_text()]

@@ -1,0 +1,65 @@
+"""What a figure is asked to show, and what drawing it gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mlc_yolo.model import MLCYOLO
+from mlc_yolo.options import specification as options
+
+CROWD = 3  # objects; images of more are drawn only where there are not enough of fewer
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `draw_figure`, checked.
+
+    Attributes:
+        model: a detection model, or None.
+        other: the model to compare with, or what `MLCYOLO` loads, or None.
+        data: the data set.
+        count: how many images.
+        ours: options of `cfg/mlc.yaml`.
+        stock: upstream's arguments.
+    """
+
+    model: Any
+    other: Any
+    data: str | Path | None
+    count: int
+    ours: dict[str, Any]
+    stock: dict[str, Any]
+
+    def option(self, name: str) -> Any:
+        """Return one of our options: as given, else its default."""
+        return self.ours.get(name, options.defaults()[name])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure, ready to be saved.
+
+    Attributes:
+        figure: matplotlib's.
+        args: upstream's arguments, which name the run folder.
+        description: in words, for those who cannot see it.
+    """
+
+    figure: Figure
+    args: Any
+    description: str
+
+
+def origin(model: MLCYOLO) -> Path:
+    """Return where a model comes from."""
+    return Path(str(model.ckpt_path or model.model_name or model.overrides.get("model", "model")))
+
+
+def name_of(model: MLCYOLO) -> str:
+    """Return what a reader knows a model by: "best.pt" says nothing, its run does."""
+    path = origin(model)
+    return path.parent.parent.name if path.parent.name == "weights" else path.stem
