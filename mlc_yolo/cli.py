@@ -261,6 +261,11 @@ class _Command:
             name = "yolo11n.yaml"
             LOGGER.warning(f"'model' argument is missing. Using default 'model={name}'.")
         self.model = MLCYOLO(name, task=overrides.pop("task", None), trust=trust)
+        if mode == "assignments":
+            from mlc_yolo.figures.assignments import draw_assignments
+
+            draw_assignments(self.model, **overrides)
+            return
         if mode in {"predict", "track"}:
             if "source" not in overrides:
                 overrides["source"] = ASSETS

@@ -36,6 +36,7 @@ def run_demo(**overrides: Any) -> Path:
     from ultralytics.utils import LOGGER, colorstr
 
     from mlc_yolo.data.resolve import resolve_data
+    from mlc_yolo.figures.assignments import draw_assignments
     from mlc_yolo.model import MLCYOLO
 
     arguments = {**DEFAULTS, **overrides}
@@ -56,9 +57,8 @@ def run_demo(**overrides: Any) -> Path:
     model.predict(images, conf=0.1, save=True, name="predict", verbose=False, **common)
 
     LOGGER.info(f"{colorstr('4/4 who learns what:')} task-aligned and mutual labelling side by side")
-    MLCYOLO(run / "weights" / "best.pt").assignments(
-        assigner=["tal", "mlc"], name="assignments", **{**common, "data": arguments["data"]}
-    )
+    best = MLCYOLO(run / "weights" / "best.pt")
+    draw_assignments(best, data=arguments["data"], assigner=["tal", "mlc"], name="assignments", **common)
 
     program = "mlc-yolo" if shutil.which("mlc-yolo") else Path(sys.executable).with_name("mlc-yolo")
     LOGGER.info(

@@ -297,19 +297,6 @@ class MLCYOLO(YOLO):
                 safe_load.check(named, trust=self.trust)
         return super().track(source, stream, persist, **kwargs)
 
-    def assignments(self, **kwargs: Any) -> list[Path]:
-        """Draw which anchors each task trains as positive, under two assigners side by side.
-
-        Args:
-            **kwargs: arguments of `figures.assignments.draw_assignments` and the options of `cfg/mlc.yaml`.
-
-        Returns:
-            Paths of the pictures.
-        """
-        from mlc_yolo.figures.assignments import draw_assignments  # matplotlib, only when asked for
-
-        return draw_assignments(self, **kwargs)
-
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
         """Tune hyperparameters as upstream does, training every candidate with our options."""
         if use_ray or self.task != "detect":

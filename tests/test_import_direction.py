@@ -22,7 +22,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"upstream", "options", "checkpoints", "data"}),
     frozenset({"conversion"}),
     frozenset({"evaluation", "training"}),
-    frozenset({"figures", "model"}),
+    frozenset({"model"}),
+    frozenset({"figures"}),
     frozenset({"compare", "demo", "report", "paper"}),
     frozenset({"cli", "__main__"}),
 )

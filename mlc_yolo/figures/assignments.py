@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +30,12 @@ from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.listing import printable
 from mlc_yolo.data.resolve import open_data
 from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.model import MLCYOLO
 from mlc_yolo.options import specification as options
 from mlc_yolo.plots.positives import assignment_figure
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.yolo_criterion import PerTaskLoss
-
-if TYPE_CHECKING:
-    from mlc_yolo.model import MLCYOLO
 
 
 def draw_assignments(

@@ -18,6 +18,7 @@ from ultralytics import YOLO
 from mlc_yolo import MLCYOLO
 from mlc_yolo.cli import main
 from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
+from mlc_yolo.figures.assignments import draw_assignments
 
 ONCE = {"epochs": 1, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "device": "cpu"}
 
@@ -45,7 +46,7 @@ OPENERS: dict[str, Callable[[str, Path], Any]] = {
     "benchmark": lambda data, folder: MLCYOLO("yolo11n.yaml").benchmark(data=data, format="torchscript", imgsz=64),
     "segment": lambda data, folder: MLCYOLO("yolo11n-seg.yaml").train(data=data, project=str(folder), **ONCE),
     "segment val": lambda data, folder: MLCYOLO("yolo11n-seg.yaml").val(data=data, imgsz=64, project=str(folder)),
-    "assignments": lambda data, folder: MLCYOLO("yolo11n.yaml").assignments(data=data, project=str(folder)),
+    "assignments": lambda data, folder: draw_assignments(MLCYOLO("yolo11n.yaml"), data=data, project=str(folder)),
 }
 
 

@@ -11,6 +11,7 @@ from detector_runs import TINY, detector_yaml
 from torchvision.models import resnet18
 
 from mlc_yolo import MLCYOLO
+from mlc_yolo.figures.assignments import draw_assignments
 from mlc_yolo.heads.iou_aware import add_iou_channel
 
 
@@ -137,8 +138,8 @@ def test_exports_a_detector_has_no_form_for_are_refused(options: dict[str, Any],
 def test_assignments_of_a_detector_are_drawn(kind: str, tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
     model = MLCYOLO(detector_yaml(tmp_path, kind))
     own = "max_iou" if kind == "retinanet" else "fcos"
-    paths = model.assignments(
-        data=str(tiny_data), assigner=f"{own},mlc", imgsz=96, count=1, project=str(run_dir), device="cpu"
+    paths = draw_assignments(
+        model, data=str(tiny_data), assigner=f"{own},mlc", imgsz=96, count=1, project=str(run_dir), device="cpu"
     )
     assert len(paths) == 1 and paths[0].stat().st_size > 10_000
 
