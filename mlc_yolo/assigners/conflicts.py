@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc_yolo.assigners.candidates import Objects, Pairs
+from mlc_yolo.assigners.objects import Objects
+from mlc_yolo.assigners.pairs import Pairs
 
 
 def keep_best(pairs: Pairs, objects: Objects, values: Tensor, *, batch: int, anchors: int) -> Tensor:

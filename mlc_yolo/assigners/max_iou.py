@@ -9,9 +9,12 @@ Difference: an object that overlaps no prior forces nothing. torchvision's match
 
 from __future__ import annotations
 
-from mlc_yolo.assigners.candidates import Objects, best_in_group, count_in_group, pairs_iou, pairs_touching, rows_where
 from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.assigners.groups import best_in_group, count_in_group
+from mlc_yolo.assigners.objects import Objects
+from mlc_yolo.assigners.pair_quality import pairs_iou
+from mlc_yolo.assigners.pairs import pairs_touching, rows_where
 from mlc_yolo.priors import Priors
 
 

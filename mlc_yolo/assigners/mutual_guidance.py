@@ -3,15 +3,17 @@
 For the N objects and A priors of a batch:
 1. Three qualities per pair: IoU(object, prior); IoU(object, decoded box); amplified = IoU(object, prior)^((sigma - p) /
    sigma), p the score of the object's class (eq. 1).
-2. In each of them apart, every object's best prior is set to 1; then each prior keeps only its best object, ties going
-   to the lower one.
-3. Per object, counted on the prior IoU after step 2: Np = how many reach 0.5, Np + Ni = how many reach 0.4.
+2. In each of them apart, every object's best prior is set to 1; then each prior keeps its largest value and whatever
+   equals it, so that objects sharing their best prior all keep it.
+3. Per object, counted on the prior IoU after step 2: Np = how many reach 0.5, Np + Ni = how many reach 0.4; Np >= 1.
 4. Localize to classify: the object's Np best decoded boxes are positive for classification, the next Ni ignored.
    Classify to localize: its Np best amplified pairs are positive for localisation.
-5. Only pairs of non-zero quality count, so that an object may end with fewer than Np.
+5. An anchor that several objects choose is positive if one of them says so, for the lowest of those objects.
+6. Only pairs of non-zero quality count, so that an object may end with fewer than Np.
 
-A task that is not guided keeps step 3's static matching. Step 5 and the exception of step 2 for objects that overlap
-nothing are ours; the authors' first code promoted such pairs. Effect on accuracy: not measured.
+A task that is not guided keeps step 3's static matching. Among equals the lower anchor ranks first. Step 6 and the
+exception of step 2 for objects that overlap nothing are ours; the authors' first code promoted such pairs. Effect on
+accuracy: not measured.
 """
 
 from __future__ import annotations
@@ -21,20 +23,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mlc_yolo.assigners.anchor_labels import label_anchors
 from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, TaskAssignment, all_negative
-from mlc_yolo.assigners.candidates import (
-    Objects,
-    Pairs,
-    best_in_group,
-    count_in_group,
-    flatten_targets,
-    pairs_iou,
-    pairs_touching,
-    rank_in_group,
-    rows_where,
-    to_task,
-)
-from mlc_yolo.assigners.conflicts import keep_best
+from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.assigners.groups import best_in_group, count_in_group, rank_in_group
+from mlc_yolo.assigners.objects import Objects, flatten_targets
+from mlc_yolo.assigners.pair_quality import pairs_iou
+from mlc_yolo.assigners.pairs import Pairs, pairs_touching, rows_where
 from mlc_yolo.priors import Priors
 
 
@@ -107,15 +102,18 @@ class MutualGuidance:
         batch: int,
         anchors: int,
     ) -> TaskAssignment:
-        """Label the best Np pairs of each object positive and the next Ni ignored."""
+        """Steps 4 and 5: label the best Np pairs of each object positive and the next Ni ignored."""
         pairs, value = matched
         rank = rank_in_group(value, pairs.object, len(objects))
         limit = num_positive[pairs.object]
         taken = rows_where(rank < limit + num_ignored[pairs.object])
         pairs, positive = pairs[taken], (rank < limit)[taken]
+        # Objects that share an anchor value it alike: what one of them trains, no other can ignore or take.
+        kept = rows_where(keep_best(pairs, objects, positive.float(), batch=batch, anchors=anchors))
+        pairs, positive = pairs[kept], positive[kept]
         role = torch.where(positive, int(Role.POSITIVE), int(Role.IGNORED)).to(torch.int8)
         ones = torch.ones_like(role, dtype=torch.float32)
-        return to_task(objects, pairs, role=role, weight=ones, quality=ones, batch=batch, anchors=anchors)
+        return label_anchors(objects, pairs, role=role, weight=ones, quality=ones, batch=batch, anchors=anchors)
 
 
 def amplified_iou(iou: Tensor, score: Tensor, *, sigma: float = 2.0) -> Tensor:
@@ -137,7 +135,7 @@ def amplified_iou(iou: Tensor, score: Tensor, *, sigma: float = 2.0) -> Tensor:
 
 
 def _contend(pairs: Pairs, values: Tensor, objects: Objects, batch: int, anchors: int) -> tuple[Pairs, Tensor]:
-    """Step 2: force each object's best pair to 1, then keep each prior's best object; drop pairs of quality 0."""
+    """Step 2: force each object's best pair to 1, then keep each prior's largest values; drop pairs of quality 0."""
     alive = rows_where(values > 0)
     pairs, values = pairs[alive], values[alive]
     best = rows_where(values == best_in_group(values, pairs.object, len(objects)))
@@ -145,5 +143,6 @@ def _contend(pairs: Pairs, values: Tensor, objects: Objects, batch: int, anchors
     # Pairs are ordered by object: the first of several equally good pairs is where the object changes.
     first = torch.cat((owner.new_full((1,), -1), owner[:-1])) != owner
     values[best] = values[best].masked_fill(first, 1.0)
-    kept = rows_where(keep_best(pairs, objects, values, batch=batch, anchors=anchors))
+    key = anchor_key(pairs, objects, anchors)
+    kept = rows_where(values == best_in_group(values, key, batch * anchors))
     return pairs[kept], values[kept]

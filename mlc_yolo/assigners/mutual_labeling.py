@@ -19,17 +19,29 @@ object rises from 0.24 to 0.31 and 0.45.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from mlc_yolo.assigners.anchor_labels import label_anchors
 from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, TaskAssignment, all_negative
-from mlc_yolo.assigners.candidates import Objects, flatten_targets, predicted_quality, to_task
-from mlc_yolo.assigners.claims import Claims, StaticAssigner
+from mlc_yolo.assigners.claims import Claims
+from mlc_yolo.assigners.objects import Objects, flatten_targets
 from mlc_yolo.assigners.otsu import segmented_otsu
-from mlc_yolo.assigners.task_aligned import AlignedClaims, TaskAligned
+from mlc_yolo.assigners.pair_quality import predicted_quality
+from mlc_yolo.assigners.task_aligned import TaskAligned
 from mlc_yolo.priors import Priors
+
+
+class Baseline(Protocol):
+    """An assigner that can name its candidates: every `StaticAssigner` and `TaskAligned`."""
+
+    def candidates(self, predictions: Predictions, priors: Priors, objects: Objects, *, extra: int) -> Claims:
+        """Return the pairs to re-label; `extra` is how many an object may name beyond its positives."""
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        """Assign, for a task that is not re-labelled."""
 
 
 class MutualLabeling:
@@ -38,7 +50,7 @@ class MutualLabeling:
     def __init__(
         self,
         *,
-        baseline: TaskAligned | StaticAssigner | None = None,
+        baseline: Baseline | None = None,
         alpha: float = 0.5,
         tasks: Literal["both", "cls", "loc"] = "both",
         extra: int = 10,
@@ -49,7 +61,7 @@ class MutualLabeling:
             baseline: names the candidates and labels what is not re-labelled; default `TaskAligned()`.
             alpha: exponent of eq. 7 and 8, >= 0. The paper: 0 for FCOS, 0.5 for RetinaNet, 2 for RPN.
             tasks: re-label both tasks, classification only or localisation only.
-            extra: candidates per object beyond the positives of a `TaskAligned` baseline.
+            extra: candidates per object beyond the positives of a `TaskAligned` baseline; the others ignore it.
 
         Raises:
             ValueError: a value outside its domain.
@@ -58,7 +70,7 @@ class MutualLabeling:
             raise ValueError(f"alpha={alpha} must be 0 or more: it is the exponent of a weight")
         if tasks not in ("both", "cls", "loc"):
             raise ValueError(f"tasks={tasks!r} must be 'both', 'cls' or 'loc'")
-        self.baseline = TaskAligned() if baseline is None else baseline
+        self.baseline: Baseline = TaskAligned() if baseline is None else baseline
         self.alpha = alpha
         self.tasks = tasks
         self.extra = extra
@@ -71,16 +83,9 @@ class MutualLabeling:
             task = all_negative(batch, anchors, predictions.boxes.device)
             return Assignment(task, task)
 
-        claims: Claims | AlignedClaims
-        if isinstance(self.baseline, TaskAligned):
-            claims = self.baseline.claims(predictions, priors, objects, extra=self.extra)
-            in_baseline = claims.in_baseline
-        else:
-            claims = self.baseline.claims(priors, objects, batch=batch)
-            in_baseline = claims.positive
-
+        claims = self.baseline.candidates(predictions, priors, objects, extra=self.extra)
         scores, ious = predicted_quality(claims.pairs, objects, predictions)
-        label = partial(self._label, claims, in_baseline, objects=objects, batch=batch, anchors=anchors)
+        label = partial(self._label, claims, objects=objects, batch=batch, anchors=anchors)
         if self.tasks == "both":
             return Assignment(label(ious, dropped=Role.NEGATIVE), label(scores, dropped=Role.IGNORED))
         kept = self.baseline(predictions, priors, targets)
@@ -89,38 +94,29 @@ class MutualLabeling:
         return Assignment(kept.classification, label(scores, dropped=Role.IGNORED))
 
     def _label(
-        self,
-        claims: Claims | AlignedClaims,
-        in_baseline: Tensor,
-        quality: Tensor,
-        *,
-        dropped: Role,
-        objects: Objects,
-        batch: int,
-        anchors: int,
+        self, claims: Claims, quality: Tensor, *, dropped: Role, objects: Objects, batch: int, anchors: int
     ) -> TaskAssignment:
         """Cut the candidates by `quality` (P,).
 
         What the cut drops becomes `dropped`: a negative for classification; localisation trains positives only.
         """
         owner = claims.pairs.object
-        soft = isinstance(claims, AlignedClaims)
         threshold, defined = segmented_otsu(quality, owner, len(objects))
         relabelled = defined[owner]
-        positive = torch.where(relabelled, quality > threshold[owner], in_baseline)
+        positive = torch.where(relabelled, quality > threshold[owner], claims.positive)
         margin = (quality - threshold[owner]).abs().float().nan_to_num_(nan=1.0).pow(self.alpha)
 
-        full_weight = positive if soft else in_baseline
+        full_weight = positive if claims.soft else claims.positive
         weight = torch.where(full_weight | ~relabelled, 1.0, margin)
         # The baseline's ignored candidates stay ignored where nothing was cut; in a soft baseline they are negatives.
-        leftover = Role.NEGATIVE if soft else Role.IGNORED
+        leftover = Role.NEGATIVE if claims.soft else Role.IGNORED
         role = torch.where(relabelled, int(dropped), int(leftover)).masked_fill(positive, int(Role.POSITIVE))
-        return to_task(
+        return label_anchors(
             objects,
             claims.pairs,
             role=role.to(torch.int8),
             weight=weight,
-            quality=claims.quality(positive, len(objects)) if isinstance(claims, AlignedClaims) else positive.float(),
+            quality=claims.quality(positive, len(objects)),
             batch=batch,
             anchors=anchors,
         )

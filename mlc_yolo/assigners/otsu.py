@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mlc_yolo.assigners.candidates import count_in_group
+from mlc_yolo.assigners.groups import count_in_group
 
 #: Cuts whose variance is within this fraction of the largest count as equal, so that rounding does not choose.
 TIE = 1e-9

@@ -11,9 +11,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from mlc_yolo.assigners.candidates import Objects, count_in_group, in_level_range, pairs_inside, rows_where
+import torch
+from torch import Tensor
+
 from mlc_yolo.assigners.claims import Claims, StaticAssigner
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.assigners.groups import count_in_group
+from mlc_yolo.assigners.objects import Objects
+from mlc_yolo.assigners.pairs import Pairs, pairs_inside, rows_where
 from mlc_yolo.boxes import box_area
 from mlc_yolo.priors import Priors
 
@@ -58,3 +63,24 @@ class PointInBox(StaticAssigner):
         smallest = keep_best(pairs, objects, -box_area(objects.boxes)[pairs.object], batch=batch, anchors=len(priors))
         rows = rows_where(smallest)
         return Claims(pairs[rows], positive[rows])
+
+
+def in_level_range(pairs: Pairs, objects: Objects, priors: Priors) -> Tensor:
+    """Tell whether an anchor's level is responsible for the box as seen from its point (FCOS, section 3.2).
+
+    The farthest side must lie within 4 to 8 strides, both ends included; the finest level is open below, the coarsest
+    above. With strides 8 to 128 these are FCOS' (0, 64), (64, 128), ... (512, inf).
+
+    Args:
+        pairs: P pairs.
+        objects: N objects.
+        priors: A anchors.
+
+    Returns:
+        (P,) bool.
+    """
+    point, stride, level = priors.points[pairs.anchor], priors.strides[pairs.anchor], priors.levels[pairs.anchor]
+    box = objects.boxes[pairs.object]
+    farthest = torch.cat((point - box[:, :2], box[:, 2:] - point), 1).amax(1)
+    fits_below = (farthest >= 4 * stride) | (level == 0)
+    return fits_below & ((farthest <= 8 * stride) | (level == priors.levels.amax()))

@@ -13,39 +13,48 @@ pairs, which then train nothing.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from mlc_yolo.assigners.anchor_labels import label_anchors
 from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets, all_negative
-from mlc_yolo.assigners.candidates import (
-    Objects,
-    Pairs,
-    count_in_group,
-    flatten_targets,
-    pairs_inside,
-    rank_in_group,
-    rows_where,
-    to_task,
-)
+from mlc_yolo.assigners.claims import Claims
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
+from mlc_yolo.assigners.groups import count_in_group, rank_in_group
+from mlc_yolo.assigners.objects import Objects, flatten_targets
+from mlc_yolo.assigners.pairs import Pairs, pairs_inside, rows_where
 from mlc_yolo.boxes import aligned_ciou
 from mlc_yolo.priors import Priors
 
 
 @dataclass(frozen=True)
-class AlignedClaims:
-    """Candidates that won their anchor: each anchor of an image in at most one pair.
+class Alignment:
+    """How well the P pairs inside boxes are aligned, by what their anchors predict.
 
     Attributes:
         pairs: P pairs.
-        in_baseline: (P,) bool, whether the task-aligned assignment itself trains it.
+        metric: (P,) float32 in [0, 1].
+        overlap: (P,) float32 in [0, 1], CIoU clamped at 0.
+    """
+
+    pairs: Pairs
+    metric: Tensor
+    overlap: Tensor
+
+
+@dataclass(frozen=True)
+class AlignedClaims(Claims):
+    """Candidates that won their anchor: each anchor of an image in at most one pair.
+
+    Attributes:
         metric: (P,) float32 > 0.
         overlap: (P,) float32, CIoU clamped at 0.
     """
 
-    pairs: Pairs
-    in_baseline: Tensor
+    soft: ClassVar[bool] = True
+
     metric: Tensor
     overlap: Tensor
 
@@ -89,19 +98,21 @@ class TaskAligned:
         if not len(objects) or not anchors:
             task = all_negative(batch, anchors, predictions.boxes.device)
             return Assignment(task, task)
-        claims = self.claims(predictions, priors, objects)
-        task = to_task(
+        claims = self.candidates(predictions, priors, objects)
+        task = label_anchors(
             objects,
             claims.pairs,
             role=torch.full_like(claims.pairs.anchor, Role.POSITIVE, dtype=torch.int8),
             weight=torch.ones_like(claims.metric),
-            quality=claims.quality(claims.in_baseline, len(objects)),
+            quality=claims.quality(claims.positive, len(objects)),
             batch=batch,
             anchors=anchors,
         )
         return Assignment(task, task)
 
-    def claims(self, predictions: Predictions, priors: Priors, objects: Objects, *, extra: int = 0) -> AlignedClaims:
+    def candidates(
+        self, predictions: Predictions, priors: Priors, objects: Objects, *, extra: int = 0
+    ) -> AlignedClaims:
         """Return the positives, and on anchors that nobody claimed each object's next-best candidates.
 
         Args:
@@ -112,31 +123,48 @@ class TaskAligned:
                 loses a positive to another's afterthought; an anchor two objects add goes to the one it overlaps most.
 
         Returns:
-            The winning pairs.
+            The winning pairs; positive where the task-aligned assignment itself trains them.
         """
         batch, anchors = predictions.boxes.shape[:2]
+        aligned = self._alignment(predictions, priors, objects)
+        rank = rank_in_group(aligned.metric, aligned.pairs.object, len(objects))
+        aligned_at_all = aligned.metric > 0
+        claimed = aligned_at_all & (rank < self.topk)
+        claims_of_anchor = _claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors)
+        positive = _winners(aligned, objects, claimed, claims_of_anchor, batch=batch, anchors=anchors)
+        kept = positive
+        if extra:
+            added = aligned_at_all & (rank < self.topk + extra) & (claims_of_anchor == 0)
+            overlap = aligned.overlap.where(added, -1)
+            kept = positive | added & keep_best(aligned.pairs, objects, overlap, batch=batch, anchors=anchors)
+        rows = rows_where(kept)
+        return AlignedClaims(aligned.pairs[rows], positive[rows], aligned.metric[rows], aligned.overlap[rows])
+
+    def _alignment(self, predictions: Predictions, priors: Priors, objects: Objects) -> Alignment:
+        """Steps 1 and 2: the P pairs of an anchor point inside a widened box, with their metric."""
         pairs = pairs_inside(replace(objects, boxes=_widened(objects.boxes, priors)), priors.points)
         image = objects.image[pairs.object]
         scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
         overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
-        metric = scores.pow(self.alpha) * overlap.pow(self.beta)
-        rank = rank_in_group(metric, pairs.object, len(objects)).masked_fill_(~(metric > 0), len(priors))
+        return Alignment(pairs, scores.pow(self.alpha) * overlap.pow(self.beta), overlap)
 
-        claimed = rank < self.topk
-        key = anchor_key(pairs, objects, anchors)
-        claims_of_anchor = count_in_group(key, batch * anchors, of=claimed)
-        contested = claims_of_anchor[key] > 1
-        # The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
-        won = contested & keep_best(pairs, objects, overlap, batch=batch, anchors=anchors)
-        in_baseline = torch.where(contested, won, claimed) & (metric > 0)
-        kept = in_baseline
-        if extra:
-            added = (rank >= self.topk) & (rank < self.topk + extra) & (claims_of_anchor[key] == 0)
-            kept = in_baseline | added & keep_best(
-                pairs, objects, overlap.where(added, -1), batch=batch, anchors=anchors
-            )
-        rows = rows_where(kept)
-        return AlignedClaims(pairs[rows], in_baseline[rows], metric[rows], overlap[rows])
+
+def _claims_of_anchor(pairs: Pairs, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
+    """Step 3: how many objects claim each pair's anchor, (P,) int64; `claimed` is (P,) bool."""
+    key = anchor_key(pairs, objects, anchors)
+    return count_in_group(key, batch * anchors, of=claimed)[key]
+
+
+def _winners(
+    aligned: Alignment, objects: Objects, claimed: Tensor, claims_of_anchor: Tensor, *, batch: int, anchors: int
+) -> Tensor:
+    """Step 4: which pairs train, (P,) bool: uncontested claims, and of a contested anchor the largest overlap.
+
+    The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
+    """
+    contested = claims_of_anchor > 1
+    largest = keep_best(aligned.pairs, objects, aligned.overlap, batch=batch, anchors=anchors)
+    return torch.where(contested, largest, claimed) & (aligned.metric > 0)
 
 
 def _widened(boxes: Tensor, priors: Priors) -> Tensor:

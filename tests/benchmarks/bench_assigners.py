@@ -7,7 +7,8 @@ import torch
 from ultralytics.utils.tal import TaskAlignedAssigner
 
 from mlc_yolo.assigners import Predictions, Targets, build_assigner
-from mlc_yolo.assigners.candidates import flatten_targets, pairs_inside
+from mlc_yolo.assigners.objects import flatten_targets
+from mlc_yolo.assigners.pairs import pairs_inside
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors, grid_priors
 

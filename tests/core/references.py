@@ -256,41 +256,39 @@ def fcos(image: Image) -> Both:
 
 
 def atss(image: Image, *, topk: int = 9) -> Both:
-    """ATSS, algorithm 1."""
+    """ATSS, algorithm 1, with the authors' topk * anchors per location and 0.01 px."""
     best: dict[int, tuple[float, int]] = {}
-    centres = (image.priors[:, :2] + image.priors[:, 2:]) / 2
     for k, obj in enumerate(image.objects):
         centre = (obj.box[:2] + obj.box[2:]) / 2
         candidates = []
         for level in np.unique(image.levels):
             on_level = [a for a in image.anchors if image.levels[a] == level]
-            on_level.sort(key=lambda a: float(((centres[a] - centre) ** 2).sum()))
-            candidates += on_level[:topk]
+            per_location = len(on_level) // len({tuple(image.points[a]) for a in on_level})
+            on_level.sort(key=lambda a: float(((image.points[a] - centre) ** 2).sum()))
+            candidates += on_level[: topk * per_location]
         overlaps = [float(image.prior_ious[k, a]) for a in candidates]
         threshold = np.mean(overlaps) + (np.std(overlaps, ddof=1) if len(overlaps) > 1 else 0.0)
         for a, overlap in zip(candidates, overlaps, strict=True):
-            if overlap >= threshold and inside(centres[a], obj.box) and overlap > best.get(a, (-1.0, 0))[0]:
+            depth = min((image.points[a] - obj.box[:2]).min(), (obj.box[2:] - image.points[a]).min())
+            if overlap >= threshold and depth > 0.01 and overlap > best.get(a, (-1.0, 0))[0]:
                 best[a] = overlap, k
     return static(image, {a: (k, True) for a, (_, k) in best.items()})
 
 
-# Mutual Guidance: the five steps --------------------------------------------------------------------------------------
+# Mutual Guidance: the six steps ---------------------------------------------------------------------------------------
 
 
 def contend(quality: np.ndarray) -> np.ndarray:
-    """Step 2: every object's best prior becomes 1, then every prior keeps its column's maximum."""
+    """Step 2: every object's best prior becomes 1, then every prior keeps its column's maximum, of all who tie."""
     quality = quality.copy()
     for k in range(len(quality)):
         if quality[k].max() > 0:
             quality[k, int(quality[k].argmax())] = 1.0
-    kept = np.zeros_like(quality)
-    for a in range(quality.shape[1]):
-        k = int(quality[:, a].argmax())
-        kept[k, a] = quality[k, a]
-    return kept
+    return np.where(quality == quality.max(0), quality, 0.0)
 
 
 def mutual_guidance(image: Image, *, sigma: float = 2.0, tasks: str = "both") -> Both:
+    """The authors' first code with matrices, one object at a time."""
     classification, localization = Labels(len(image.points)), Labels(len(image.points))
     if not image.objects:
         return classification, localization
@@ -302,17 +300,24 @@ def mutual_guidance(image: Image, *, sigma: float = 2.0, tasks: str = "both") ->
             amplified[k, a] = anchor[k, a] ** ((sigma - image.scores[a, obj.label]) / sigma)
     # 2.
     anchor, regressed, amplified = contend(anchor), contend(regressed), contend(amplified)
-    for k, obj in enumerate(image.objects):
+    by_box = regressed if tasks in ("both", "l2c") else anchor  # a task that is not guided uses the anchor matrix
+    by_score = amplified if tasks in ("both", "c2l") else anchor
+    ignored: set[int] = set()
+    # From the last object to the first, so that the lower overwrites the higher.
+    for k, obj in reversed(list(enumerate(image.objects))):
         # 3.
         n_positive = int((anchor[k] >= 0.5).sum())
         n_both = int((anchor[k] >= 0.4).sum())
-        # 4. and, in `take`, the cap at non-zero entries; a task that is not guided uses the anchor matrix.
-        for a in take(regressed[k] if tasks in ("both", "l2c") else anchor[k], n_both)[n_positive:]:
-            classification.ignored(a)
-        for a in take(regressed[k] if tasks in ("both", "l2c") else anchor[k], n_positive):
+        assert n_positive >= 1 or not image.prior_ious[k].any()
+        # 4. and 5., and in `take` 6.
+        ignored.update(take(by_box[k], n_both)[n_positive:])
+        for a in take(by_box[k], n_positive):
             classification.positive(a, obj)
-        for a in take(amplified[k] if tasks in ("both", "c2l") else anchor[k], n_positive):
+        for a in take(by_score[k], n_positive):
             localization.positive(a, obj)
+    for a in ignored:
+        if classification.role[a] != int(Role.POSITIVE):
+            classification.ignored(a)
     return classification, localization
 
 

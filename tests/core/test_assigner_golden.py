@@ -21,6 +21,7 @@ from mlc_yolo.assigners import (
     TaskAssignment,
 )
 from mlc_yolo.assigners.mutual_guidance import amplified_iou
+from mlc_yolo.assigners.objects import flatten_targets
 from mlc_yolo.priors import Priors, grid_priors
 
 N, P, I = int(Role.NEGATIVE), int(Role.POSITIVE), int(Role.IGNORED)  # noqa: E741
@@ -69,8 +70,8 @@ def test_tal_rescales_the_metric_to_the_largest_overlap() -> None:
     # Anchor 1: IoU 8 * 8 / 256 = .25, metric 1 * .25^6 = 1/4096. Anchors 2, 3 predict elsewhere: metric 0, negative.
     # Quality = metric / .5 * 1: 1 and 1/2048.
     away = (100, 100, 110, 110)
-    found = predictions([[0.25], [1.0], [1.0], [1.0]], [SIXTEEN, (4, 4, 12, 12), away, away])
-    task = TaskAligned()(found, QUAD, targets((0, SIXTEEN))).classification
+    decoded = predictions([[0.25], [1.0], [1.0], [1.0]], [SIXTEEN, (4, 4, 12, 12), away, away])
+    task = TaskAligned()(decoded, QUAD, targets((0, SIXTEEN))).classification
     assert roles(task) == [P, P, N, N]
     torch.testing.assert_close(task.quality[0], torch.tensor([1.0, 1 / 2048, 0, 0]))
 
@@ -78,8 +79,8 @@ def test_tal_rescales_the_metric_to_the_largest_overlap() -> None:
 def test_tal_gives_a_contested_anchor_to_the_object_it_overlaps_most_not_to_the_better_metric() -> None:
     # All anchors predict object 0 exactly. Overlap with object 1 is 144 / 256 = .5625.
     # Metrics: object 0 sqrt(.0001) * 1 = .01; object 1 sqrt(1) * .5625^6 = .0317, which is larger and still loses.
-    found = predictions([[0.0001, 1.0]] * 4, [SIXTEEN] * 4)
-    task = TaskAligned()(found, QUAD, targets((1, (2, 2, 14, 14)), (0, SIXTEEN))).classification
+    decoded = predictions([[0.0001, 1.0]] * 4, [SIXTEEN] * 4)
+    task = TaskAligned()(decoded, QUAD, targets((1, (2, 2, 14, 14)), (0, SIXTEEN))).classification
     assert slots(task) == [1, 1, 1, 1]
     torch.testing.assert_close(task.quality[0], torch.ones(4), rtol=0, atol=1e-6)
 
@@ -87,8 +88,8 @@ def test_tal_gives_a_contested_anchor_to_the_object_it_overlaps_most_not_to_the_
 def test_tal_trains_the_ten_best() -> None:
     grid = grid_priors([(4, 4)], [8])
     box = (0, 0, 32, 32)
-    found = predictions([[(a + 1) / 16] for a in range(16)], [box] * 16)
-    assert roles(TaskAligned()(found, grid, targets((0, box))).classification) == [N] * 6 + [P] * 10
+    decoded = predictions([[(a + 1) / 16] for a in range(16)], [box] * 16)
+    assert roles(TaskAligned()(decoded, grid, targets((0, box))).classification) == [N] * 6 + [P] * 10
 
 
 def test_tal_widens_a_small_object_to_the_second_stride() -> None:
@@ -96,9 +97,18 @@ def test_tal_widens_a_small_object_to_the_second_stride() -> None:
     # (12, 12), (20, 12), (12, 20), (20, 20) of the first level; (8, 8) and (24, 24) of the second lie on its edge.
     grid = grid_priors([(4, 4), (2, 2)], [8, 16])
     box = (15, 15, 17, 17)
-    found = predictions([[0.5]] * 20, [box] * 20)
-    task = TaskAligned()(found, grid, targets((0, box))).classification
+    decoded = predictions([[0.5]] * 20, [box] * 20)
+    task = TaskAligned()(decoded, grid, targets((0, box))).classification
     assert task.positive[0].nonzero()[:, 0].tolist() == [5, 6, 9, 10]
+
+
+def test_tal_names_no_candidate_of_metric_zero_however_few_anchors_there_are() -> None:
+    # Four anchors, two claims and three more wanted; only anchor 0 predicts a box that touches the object.
+    away = (100, 100, 110, 110)
+    decoded = predictions([[0.25]] * 4, [SIXTEEN, away, away, away])
+    objects = flatten_targets(targets((0, SIXTEEN)))
+    claims = TaskAligned(topk=2).candidates(decoded, QUAD, objects, extra=3)
+    assert claims.pairs.anchor.tolist() == [0] and claims.positive.tolist() == [True]
 
 
 # Static matching ------------------------------------------------------------------------------------------------------
@@ -185,6 +195,30 @@ def test_atss_trains_an_object_whose_candidates_are_all_alike(side: float) -> No
     assert roles(ATSS()(unread(grid), grid, targets((0, box))).classification) == [N] * 4 + [P] + [N] * 4
 
 
+def test_atss_takes_every_anchor_of_its_nearest_cells() -> None:
+    # Two cells of three anchors, topk 1: the candidates are the first cell's three, IoU 16 / 64 = .25, .25 and 1. Mean
+    # .5, sample deviation sqrt((.25 + 2 * .0625) / 2) = .433, threshold .933. One candidate alone would be one of the
+    # two small ones, which lie a trifle nearer.
+    small, whole = (2, 2, 6, 6), (0, 0, 8, 8)
+    boxes = torch.tensor([small, small, whole], dtype=torch.float32)
+    points = torch.tensor([[4.0, 4.0], [4.0, 4.0], [4.0625, 4.0]])
+    right = torch.tensor([8.0, 0.0])
+    anchors = Priors(
+        torch.cat((points, points + right)),
+        torch.cat((boxes, boxes + right.repeat(2))),
+        torch.full((6,), 8.0),
+        torch.zeros(6, dtype=torch.int64),
+    )
+    task = ATSS(topk=1)(unread(anchors), anchors, targets((0, whole))).classification
+    assert roles(task) == [N, N, P, N, N, N]
+
+
+@pytest.mark.parametrize(("depth", "role"), [(2 / 256, N), (3 / 256, P)])
+def test_atss_wants_the_point_more_than_a_hundredth_of_a_pixel_inside(depth: float, role: int) -> None:
+    grid = grid_priors([(1, 1)], [8])  # the point (4, 4)
+    assert roles(ATSS()(unread(grid), grid, targets((0, (4 - depth, 0, 20, 8)))).classification) == [role]
+
+
 # Mutual Guidance ------------------------------------------------------------------------------------------------------
 
 TEN = (0, 0, 10, 10)
@@ -197,8 +231,8 @@ def test_mutual_guidance_lets_the_tasks_disagree_about_an_anchor() -> None:
     # Decoded IoU .3 .9 .8 .7 0: anchors 1 and 2 are positive for classification, 3 is ignored.
     # Amplified, sigma 2, score 0 0 1 1 0: .6 .55 sqrt(.45) = .671 sqrt(.2) = .447 0: anchors 2 and 0 localise.
     # So anchor 0 learns the box but background, anchor 1 the class but no box.
-    found = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
-    result = MutualGuidance()(found, FIVE_PRIORS, targets((0, TEN)))
+    decoded = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
+    result = MutualGuidance()(decoded, FIVE_PRIORS, targets((0, TEN)))
     assert roles(result.classification) == [N, P, P, I, N]
     assert roles(result.localization) == [P, N, P, N, N]
     assert result.classification.weight[0].tolist() == [1, 1, 1, 0, 1]
@@ -252,15 +286,15 @@ def test_mutual_guidance_counts_after_the_objects_have_contended() -> None:
     # IoU with X 1 .8 .6 .55, with Y .6 .75 1 .917 (6/10, 6/8, 6/6, 5.5/6). Priors 0 and 1 stay with X, 2 and 3 with Y:
     # Np = 2 each, though X alone would have counted 4. Decoded likewise: 1 and .6 against .6 and 1.
     anchors = priors(*((0, 0, 10, h) for h in (10, 8, 6, 5.5)))
-    found = predictions([[0.0]] * 4, [TEN, TEN, (0, 0, 10, 6), (0, 0, 10, 6)])
-    result = MutualGuidance()(found, anchors, targets((0, TEN), (0, (0, 0, 10, 6))))
+    decoded = predictions([[0.0]] * 4, [TEN, TEN, (0, 0, 10, 6), (0, 0, 10, 6)])
+    result = MutualGuidance()(decoded, anchors, targets((0, TEN), (0, (0, 0, 10, 6))))
     assert slots(result.classification) == slots(result.localization) == [0, 0, 1, 1]
 
 
 def test_mutual_guidance_of_one_task_leaves_the_other_to_static_matching() -> None:
     # Static: prior IoU 1 (forced) .55 | .45 | .2 0.
-    found = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
-    case = (found, FIVE_PRIORS, targets((0, TEN)))
+    decoded = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
+    case = (decoded, FIVE_PRIORS, targets((0, TEN)))
     l2c, c2l = MutualGuidance(tasks="l2c")(*case), MutualGuidance(tasks="c2l")(*case)
     assert roles(l2c.classification) == [N, P, P, I, N] and roles(l2c.localization) == [P, P, N, N, N]
     assert roles(c2l.classification) == [P, P, I, N, N] and roles(c2l.localization) == [P, N, P, N, N]
@@ -288,13 +322,21 @@ def test_mutual_guidance_forces_one_prior_for_an_object_below_every_threshold() 
 
 
 def test_mutual_guidance_gives_a_prior_two_objects_force_to_the_lower_object() -> None:
-    # Both objects have prior 0 as their best (48 / 64 and 32 / 64): both are 1 there, the lower object keeps it.
-    # The other loses its only entry: Np = 0, it trains nothing.
+    # Both objects have prior 0 as their best (48 / 64 and 32 / 64): both are 1 there, and the lower object gets it.
     anchors = priors((0, 0, 8, 8))
-    found = predictions([[0.0]], [(0, 0, 8, 8)])
+    decoded = predictions([[0.0]], [(0, 0, 8, 8)])
     weak, strong = (0, (0, 0, 8, 4)), (0, (0, 0, 8, 6))
-    assert slots(MutualGuidance()(found, anchors, targets(weak, strong)).localization) == [0]
-    assert slots(MutualGuidance()(found, anchors, targets(strong, weak)).classification) == [0]
+    assert slots(MutualGuidance()(decoded, anchors, targets(weak, strong)).localization) == [0]
+    assert slots(MutualGuidance()(decoded, anchors, targets(strong, weak)).classification) == [0]
+
+
+def test_mutual_guidance_counts_a_shared_best_prior_for_every_object_that_shares_it() -> None:
+    # Np = 1 for both objects, who share prior 0. Decoded IoU: 1 and 4 / 6 for the lower, 4 / 6 and 1 for the other:
+    # each has a box of its own to classify. To localise there is prior 0 alone, which goes to the lower.
+    anchors = priors((0, 0, 8, 8), (50, 50, 58, 58))
+    decoded = predictions([[0.0]] * 2, [(0, 0, 8, 4), (0, 0, 8, 6)])
+    result = MutualGuidance()(decoded, anchors, targets((0, (0, 0, 8, 4)), (0, (0, 0, 8, 6))))
+    assert slots(result.classification) == [0, 1] and slots(result.localization) == [0, -1]
 
 
 def test_amplified_iou_is_equation_one() -> None:
@@ -349,8 +391,8 @@ def test_mlc_of_one_task_leaves_the_other_to_the_baseline() -> None:
 
 def test_mlc_keeps_the_baselines_labels_where_otsu_has_no_cut() -> None:
     # Every candidate predicts the object exactly: I = 1 for all. S differs and still cuts localisation.
-    found = Predictions(RETINA.scores, torch.tensor(TEN, dtype=torch.float32).expand(1, 5, 4))
-    result = MutualLabeling(baseline=MaxIoU())(found, RETINA_PRIORS, targets((0, TEN)))
+    decoded = Predictions(RETINA.scores, torch.tensor(TEN, dtype=torch.float32).expand(1, 5, 4))
+    result = MutualLabeling(baseline=MaxIoU())(decoded, RETINA_PRIORS, targets((0, TEN)))
     assert roles(result.classification) == [P, P, I, I, N]
     assert result.classification.weight[0].tolist() == [1, 1, 0, 0, 1]
     assert roles(result.localization) == [I, P, P, I, N]
@@ -358,8 +400,8 @@ def test_mlc_keeps_the_baselines_labels_where_otsu_has_no_cut() -> None:
 
 def test_mlc_of_two_different_candidates_trains_the_higher() -> None:
     anchors = priors((0, 0, 10, 6), (0, 0, 10, 5.5))
-    found = predictions([[0.2], [0.3]], [(0, 0, 10, 5), (0, 0, 10, 4)])
-    result = MutualLabeling(baseline=MaxIoU())(found, anchors, targets((0, TEN)))
+    decoded = predictions([[0.2], [0.3]], [(0, 0, 10, 5), (0, 0, 10, 4)])
+    result = MutualLabeling(baseline=MaxIoU())(decoded, anchors, targets((0, TEN)))
     assert roles(result.classification) == [P, N] and roles(result.localization) == [I, P]
 
 
@@ -374,8 +416,8 @@ def test_task_aligned_mlc_cuts_the_aligned_candidates_and_rescales_per_task() ->
     # Metric sqrt(S) * I^6 = .2, .9 / 4096 = 2.197e-4, .8 * .5625^6 = .025341, .1 / 16^6 = 5.96e-9.
     # tau_loc: cuts of .0625 .25 .5625 1 give 3 * (.0625 - .6042)^2 = .880, 4 * (.15625 - .78125)^2 = 1.5625 and
     # 3 * (.2917 - 1)^2 = 1.505: between .25 and .5625, tau_loc = .40625. tau_cls = (.04 + .64) / 2 = .34.
-    found = predictions([[0.04], [0.81], [0.64], [0.01]], [SIXTEEN, (4, 4, 12, 12), (2, 2, 14, 14), (6, 6, 10, 10)])
-    result = MutualLabeling(alpha=0.5)(found, QUAD, targets((0, SIXTEEN)))
+    decoded = predictions([[0.04], [0.81], [0.64], [0.01]], [SIXTEEN, (4, 4, 12, 12), (2, 2, 14, 14), (6, 6, 10, 10)])
+    result = MutualLabeling(alpha=0.5)(decoded, QUAD, targets((0, SIXTEEN)))
     # Positives weigh 1; their targets are .2 / .2 * 1 and .025341 / .2 * 1. What is dropped weighs |I - tau|^.5:
     # |.25 - .40625|^.5 = .39528 and |.0625 - .40625|^.5 = .58630.
     assert roles(result.classification) == [P, N, P, N]
