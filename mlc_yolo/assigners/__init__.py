@@ -13,10 +13,12 @@ from mlc_yolo.assigners.mutual_guidance import MutualGuidance
 from mlc_yolo.assigners.mutual_labeling import MutualLabeling
 from mlc_yolo.assigners.point_in_box import PointInBox
 from mlc_yolo.assigners.schedule import Schedule
+from mlc_yolo.assigners.stock_assignment import STOCK, StockAssignment
 from mlc_yolo.assigners.task_aligned import TaskAligned
 
 __all__ = [
     "ATSS",
+    "STOCK",
     "Assigner",
     "Assignment",
     "MaxIoU",
@@ -27,10 +29,12 @@ __all__ = [
     "Role",
     "Schedule",
     "StaticAssigner",
+    "StockAssignment",
     "Targets",
     "TaskAligned",
     "TaskAssignment",
     "build_assigner",
+    "yolo_assigner",
 ]
 
 _CANDIDATES: dict[str, Callable[[], TaskAligned | PointInBox]] = {
@@ -69,3 +73,16 @@ def build_assigner(name: str, options: Mapping[str, Any], *, own: StaticAssigner
         return MutualLabeling(baseline=baseline, alpha=options["mlc_alpha"], tasks=options["mlc_tasks"])
     assigner = _ASSIGNERS[name](options)
     return own if own is not None and type(own) is type(assigner) else assigner
+
+
+def yolo_assigner(name: str, options: Mapping[str, Any]) -> Assigner | StockAssignment:
+    """Return what trains a YOLO under an assigner's name: Ultralytics' own loss for "tal", else `build_assigner`'s.
+
+    Args:
+        name: canonical name, as in `cfg/mlc.yaml`.
+        options: checked options of `cfg/mlc.yaml`, complete.
+
+    Raises:
+        KeyError: an unknown name.
+    """
+    return STOCK if name == "tal" else build_assigner(name, options)

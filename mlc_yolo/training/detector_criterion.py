@@ -6,20 +6,18 @@
 3. The quality layer: predicted IoU over the positives of either task (MLC eq. 10), or centerness over localisation's.
 4. Prediction alignment (MLC table 1), if asked for, over the positives of either task.
 
-Normalisers are counted over all ranks. The loss is the mean detectors are published with, not its multiple by the batch
-size that Ultralytics takes for YOLO: published learning rates hold for it with `nbs` equal to the batch.
+Normalisers are counted over all ranks, in one sum. The loss is the mean detectors are published with, not its multiple
+by the batch size that Ultralytics takes for YOLO: published learning rates hold for it with `nbs` equal to the batch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from mlc_yolo.assigners import Predictions, Role, Schedule, Targets, TaskAssignment
-from mlc_yolo.assigners.claims import StaticAssigner
+from mlc_yolo.assigners import Assigner, Predictions, Role, Schedule, Targets, TaskAssignment
 from mlc_yolo.assigners.sampling import sample_balanced, sample_positives
 from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.coding import encode_distance
@@ -32,6 +30,10 @@ from mlc_yolo.losses.centerness import centerness, centerness_loss
 from mlc_yolo.losses.focal import assigned_focal
 from mlc_yolo.losses.iou_rescoring import iou_rescoring_loss
 from mlc_yolo.priors import Priors
+from mlc_yolo.training.deferred_predictions import DeferredPredictions
+from mlc_yolo.training.dense_outputs import Dense, Gains, level_sizes
+from mlc_yolo.training.ranks import Losses, Pending
+from mlc_yolo.training.targets import padded_targets, positives_of_either
 
 #: Where Smooth-L1 turns from square to line: mmdetection's value; torchvision's RPN has 1/9.
 SMOOTH_L1_BETA = 0.11
@@ -43,16 +45,18 @@ class DetectorLoss:
     Attributes:
         schedule: gives the assigner of an epoch.
         epoch: the epoch being trained, set by the trainer.
+        times_images: the losses are means; a step's number of images does not multiply them.
     """
+
+    times_images: ClassVar[bool] = False
 
     def __init__(
         self,
         model: DetectorModel,
         *,
-        schedule: Schedule,
+        schedule: Schedule[Assigner],
         prior_scale: float = 5.0,
         iou_gain: float = 1.0,
-        iou_warmup: int = 0,
         align_gain: float = 0.0,
     ) -> None:
         """Set the criterion up.
@@ -62,18 +66,17 @@ class DetectorLoss:
             schedule: assigners by epoch.
             prior_scale: side of the square priors of point-based heads, in strides.
             iou_gain: factor of the predicted-IoU loss.
-            iou_warmup: epochs without that loss.
             align_gain: factor of the prediction-alignment loss; 0 leaves it out.
         """
         self.head = model.head
+        self.level_strides = [float(stride) for stride in model.head.level_strides]
         self.schedule = schedule
         self.epoch = 0
         self.prior_scale = prior_scale
         self.iou_gain = iou_gain
-        self.iou_warmup = iou_warmup
         self.align_gain = align_gain
 
-    def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> Losses:
         """Return the losses, weighted, and every item for the log.
 
         Args:
@@ -85,36 +88,65 @@ class DetectorLoss:
             items: box_loss, cls_loss, iou_loss or ctr_loss, align_loss; pos_cls and pos_loc: the anchors trained as
                 positive for each task, per image.
         """
+        return self.prepare(preds, batch).over_ranks()
+
+    def prepare(self, preds: Any, batch: dict[str, Any], *, images: int | None = None) -> Pending[Losses]:
+        """Decide who learns what, and return what a call does once the normalisers are known.
+
+        Args:
+            preds: as for a call.
+            batch: as for a call.
+            images: changes nothing: the losses are means. YOLO's criterion takes it.
+        """
         raw = preds[1] if isinstance(preds, tuple) else preds
         priors = self.head.priors(raw["feats"], scale=self.prior_scale)
         targets = self._targets(raw, batch)
         cls, loc = self._assign(raw, priors, targets)
-        losses = self._task_losses(raw, priors, targets, cls, loc)
+        image, anchor, slot = positives_of_either(cls, loc)
+        target = self._centerness_target(raw, priors, targets, loc)
+        counts = self._counts(cls, loc, target)
+        counts["either"] = torch.full((), len(image), dtype=torch.float32, device=image.device)
 
-        either = cls.positive | loc.positive
-        image, anchor = either.nonzero(as_tuple=True)
-        slot = torch.where(loc.positive, loc.gt_index, cls.gt_index)[image, anchor]
-        if "quality" in raw and self.head.quality == "iou":
-            decoded = self.head.decode(raw["boxes"].detach()[image, anchor], priors[anchor])
-            ious = aligned_iou(decoded, targets.boxes[image, slot])
-            count = total_over_ranks(either.sum())
-            gain = self.iou_gain * (self.epoch >= self.iou_warmup)  # times 0 keeps the layer in the graph, for DDP
-            losses["iou_loss"] = gain * iou_rescoring_loss(raw["quality"][image, anchor], ious, count)
-        if self.align_gain:
-            scores = raw["scores"][image, anchor, targets.labels[image, slot]].float().sigmoid()
-            decoded = self.head.decode(raw["boxes"][image, anchor], priors[anchor])
-            ious = aligned_iou(decoded, targets.boxes[image, slot])
-            losses["align_loss"] = self.align_gain * alignment_loss(scores, ious, total_over_ranks(either.sum()))
+        def finish(sums: Tensor) -> Losses:
+            totals = dict(zip(counts, sums, strict=True))
+            losses = self._task_losses(raw, priors, targets, cls, loc, target, totals)
+            goals, either = targets.boxes[image, slot], totals["either"].clamp(min=1)
+            if "quality" in raw and self.head.quality == "iou":
+                decoded = self.head.decode(raw["boxes"].detach()[image, anchor], priors[anchor])
+                learned = raw["quality"][image, anchor]
+                # A gain of 0 keeps the layer in the graph, which distributed training asks for.
+                losses["iou_loss"] = self._iou_gain() * iou_rescoring_loss(learned, aligned_iou(decoded, goals), either)
+            if self.align_gain:
+                scores = raw["scores"][image, anchor, targets.labels[image, slot]].float().sigmoid()
+                decoded = self.head.decode(raw["boxes"][image, anchor], priors[anchor])
+                losses["align_loss"] = self.align_gain * alignment_loss(scores, aligned_iou(decoded, goals), either)
+            items = {name: loss.detach() for name, loss in losses.items()}
+            items["pos_cls"], items["pos_loc"] = (task.positive.sum() / len(raw["scores"]) for task in (cls, loc))
+            return torch.stack(list(losses.values())), items
 
-        items = {name: loss.detach() for name, loss in losses.items()}
-        images = len(raw["scores"])
-        items["pos_cls"], items["pos_loc"] = cls.positive.sum() / images, loc.positive.sum() / images
-        return torch.stack(list(losses.values())), items
+        return Pending(torch.stack([count.float() for count in counts.values()]), finish)
 
     def assigner_inputs(self, raw: dict[str, Any], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
         """Return what an assigner gets to see of raw predictions and a batch."""
         priors = self.head.priors(raw["feats"], scale=self.prior_scale)
         return self._predictions(raw, priors), priors, self._targets(raw, batch)
+
+    def dense(self, raw: dict[str, Any]) -> Dense:
+        """Return raw predictions decoded, with gradients."""
+        priors = self.head.priors(raw["feats"], scale=self.prior_scale)
+        boxes = self.head.decode(raw["boxes"], priors)
+        return Dense(raw["scores"], boxes, None, raw.get("quality"), level_sizes(raw["feats"]))
+
+    def gains(self) -> Gains:
+        """Return the weights of the epoch's terms."""
+        return Gains(1.0, 1.0, 0.0, 1.0 if self.head.quality == "centerness" else self._iou_gain())
+
+    def branches(self) -> list[tuple[str | None, DetectorLoss, float]]:
+        """Return name in the raw predictions, criterion and weight of the head's one branch."""
+        return [(None, self, 1.0)]
+
+    def _iou_gain(self) -> float:
+        return self.iou_gain * self.schedule.trains_iou(self.epoch)
 
     def _predictions(self, raw: dict[str, Any], priors: Priors) -> Predictions:
         with torch.no_grad():
@@ -123,11 +155,8 @@ class DetectorLoss:
             )
 
     def _assign(self, raw: dict[str, Any], priors: Priors, targets: Targets) -> tuple[TaskAssignment, TaskAssignment]:
-        assigner = self.schedule.at(self.epoch)
-        if isinstance(assigner, StaticAssigner):  # needs no predictions: they are not computed
-            assignment = assigner.assign(priors, targets)
-        else:
-            assignment = assigner(self._predictions(raw, priors), priors, targets)
+        predictions = DeferredPredictions(lambda: self._predictions(raw, priors))
+        assignment = self.schedule.at(self.epoch)(predictions, priors, targets)
         cls, loc = assignment.classification, assignment.localization
         size = self.head.recipe.sample
         if size is None:
@@ -137,8 +166,38 @@ class DetectorLoss:
             return cls, cls
         return sample_balanced(cls, size=size), sample_positives(loc, limit=size // 2)
 
+    def _centerness_target(
+        self, raw: dict[str, Any], priors: Priors, targets: Targets, loc: TaskAssignment
+    ) -> Tensor | None:
+        """Return what localisation's P positives learn, (P,) in [0, 1], or None where the head learns no centerness."""
+        if "quality" not in raw or self.head.quality != "centerness":
+            return None
+        image, anchor = loc.positive.nonzero(as_tuple=True)
+        goal = targets.boxes[image, loc.gt_index[image, anchor]]
+        # Assigners other than FCOS' own may train points outside their box: centerness 0.
+        return centerness(encode_distance(goal, priors[anchor].points).clamp(min=0))
+
+    def _counts(self, cls: TaskAssignment, loc: TaskAssignment, target: Tensor | None) -> dict[str, Tensor]:
+        """Return this rank's part of the normalisers of box, class and centerness losses."""
+        recipe = self.head.recipe
+        counts = {"box": loc.quality.sum(), "cls": cls.quality.sum()}
+        if recipe.sample is not None:  # as in Faster R-CNN: by the anchors drawn, not by the positives
+            counts["box"] = counts["cls"] = (cls.role != Role.IGNORED).sum()
+        if target is not None:
+            counts["ctr"] = loc.positive.sum()
+            if recipe.weigh_by_centerness:
+                counts["box"] = (loc.quality[loc.positive] * target).sum()
+        return counts
+
     def _task_losses(
-        self, raw: dict[str, Any], priors: Priors, targets: Targets, cls: TaskAssignment, loc: TaskAssignment
+        self,
+        raw: dict[str, Any],
+        priors: Priors,
+        targets: Targets,
+        cls: TaskAssignment,
+        loc: TaskAssignment,
+        target: Tensor | None,
+        totals: dict[str, Tensor],
     ) -> dict[str, Tensor]:
         """Return box and class losses, and the centerness loss where that is learned."""
         recipe = self.head.recipe
@@ -146,20 +205,9 @@ class DetectorLoss:
         at = priors[anchor]
         goal = targets.boxes[image, loc.gt_index[image, anchor]]
         weight = (loc.weight * loc.quality)[image, anchor]
-        box_norm, cls_norm = total_over_ranks(loc.quality.sum()), total_over_ranks(cls.quality.sum())
-        if recipe.sample is not None:  # as in Faster R-CNN: by the anchors drawn, not by the positives
-            box_norm = cls_norm = total_over_ranks((cls.role != Role.IGNORED).sum())
-
-        learned = None
-        if "quality" in raw and self.head.quality == "centerness":
-            # Assigners other than FCOS' own may train points outside their box: centerness 0.
-            target = centerness(encode_distance(goal, at.points).clamp(min=0))
-            count = total_over_ranks(loc.positive.sum())
-            learned = centerness_loss(raw["quality"][image, anchor], target, count)
-            if recipe.weigh_by_centerness:
-                weight = weight * target
-                box_norm = total_over_ranks((loc.quality[image, anchor] * target).sum(), at_least=1e-6)
-
+        by_centerness = target is not None and recipe.weigh_by_centerness
+        if target is not None and by_centerness:
+            weight = weight * target
         boxes = raw["boxes"][image, anchor]
         if recipe.box in ("giou", "log_iou"):
             loss = giou if recipe.box == "giou" else log_iou
@@ -174,36 +222,15 @@ class DetectorLoss:
             classes = assigned_focal(raw["scores"], targets.labels, cls, gamma=recipe.gamma)
         else:
             classes = assigned_bce(raw["scores"], targets.labels, cls)
-        losses = {"box_loss": box / box_norm, "cls_loss": classes / cls_norm}
-        return losses if learned is None else {**losses, "ctr_loss": learned}
+        # Centerness may add up to less than one positive's.
+        box_norm = totals["box"].clamp(min=1e-6 if by_centerness else 1)
+        losses = {"box_loss": box / box_norm, "cls_loss": classes / totals["cls"].clamp(min=1)}
+        if target is not None:
+            learned = raw["quality"][image, anchor]
+            losses["ctr_loss"] = centerness_loss(learned, target, totals["ctr"].clamp(min=1))
+        return losses
 
     def _targets(self, raw: dict[str, Any], batch: dict[str, Any]) -> Targets:
-        """Pad the batch's objects: (B, M), M the most objects of an image."""
-        device, images = raw["scores"].device, len(raw["scores"])
-        index = batch["batch_idx"].to(device).long().flatten()
-        counts = torch.bincount(index, minlength=images)
-        order = index.argsort(stable=True)
-        slot = torch.arange(len(index), device=device) - (counts.cumsum(0) - counts)[index[order]]
-        most = int(counts.max()) if len(index) else 0
-        height, width = (n * self.head.level_strides[0] for n in raw["feats"][0].shape[2:])
-        centre, size = batch["bboxes"].to(device).float()[order].split(2, 1)
-        corners = torch.cat((centre - size / 2, centre + size / 2), 1)
-        corners = corners * corners.new_tensor([width, height, width, height])
-        labels = torch.zeros((images, most), dtype=torch.int64, device=device)
-        boxes = torch.zeros((images, most, 4), device=device)
-        where = (index[order], slot)
-        labels[where] = batch["cls"].to(device).long().flatten()[order]
-        boxes[where] = corners
-        return Targets(labels, boxes, torch.arange(most, device=device) < counts[:, None])
-
-
-def total_over_ranks(total: Tensor, *, at_least: float = 1) -> Tensor:
-    """Return a sum over all ranks, at least `at_least`; only while training, for validation batches differ in number.
-
-    Upstream multiplies the loss by the world size and averages gradients over ranks: together they sum.
-    """
-    total = total.float()
-    if dist.is_initialized() and torch.is_grad_enabled():
-        total = total.clone()
-        dist.all_reduce(total)
-    return total.clamp(min=at_least)
+        height, width = raw["feats"][0].shape[2:]
+        size = height * self.level_strides[0], width * self.level_strides[0]
+        return padded_targets(batch, len(raw["scores"]), size, raw["scores"].device)

@@ -23,19 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from ultralytics.utils.nms import non_max_suppression
-from ultralytics.utils.ops import xyxy2xywhn
 
 from mlc_yolo.boxes import aligned_iou
-from mlc_yolo.evaluation.postprocess import detections, extra_channels
+from mlc_yolo.evaluation.postprocess import extra_channels
 from mlc_yolo.losses.distillation import (
     agreement,
     distilled_boxes,
@@ -46,54 +42,18 @@ from mlc_yolo.losses.distillation import (
     foreground_normaliser,
 )
 from mlc_yolo.losses.scale_pairs import scale_pairs
-from mlc_yolo.training.detector_criterion import DetectorLoss, total_over_ranks
+from mlc_yolo.training.dense_outputs import Dense, Gains
+from mlc_yolo.training.detector_criterion import DetectorLoss
+from mlc_yolo.training.pseudo_labels import pseudo_labels
+from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss, PerTaskLoss
 
-#: What training without labels adds to the log: losses, and how far student and teacher agree on the foreground.
-ITEMS = ("ssl_cls", "ssl_box", "ssl_scale", "agree_cls", "agree_iou")
+#: The losses of training without labels.
+LOSSES = ("ssl_cls", "ssl_box", "ssl_scale")
+#: What it adds to the log: its losses, and how far student and teacher agree on the foreground.
+ITEMS = (*LOSSES, "agree_cls", "agree_iou")
 
 Supervised = PerTaskLoss | PerTaskE2ELoss | DetectorLoss
-
-
-@dataclass(frozen=True)
-class Dense:
-    """A branch's predictions at every anchor.
-
-    Attributes:
-        logits: (B, A, K) class logits.
-        boxes: (B, A, 4) xyxy px of its own input.
-        distributions: (B, A, 4, R) logits over distances in strides, where the head has them.
-        quality: (B, A) logits of predicted IoU or centerness, where the head has them.
-        sizes: (H, W) in cells, of each level.
-    """
-
-    logits: Tensor
-    boxes: Tensor
-    distributions: Tensor | None
-    quality: Tensor | None
-    sizes: list[tuple[int, int]]
-
-    def at(self, anchors: slice, *, zoom: float = 1.0) -> Dense:
-        """Return some anchors, their boxes `zoom` times as large."""
-        cut = [None if part is None else part[:, anchors] for part in (self.distributions, self.quality)]
-        return Dense(self.logits[:, anchors], self.boxes[:, anchors] * zoom, cut[0], cut[1], self.sizes)
-
-
-@dataclass(frozen=True)
-class Gains:
-    """Weights of the terms, those of the supervised loss.
-
-    Attributes:
-        classes: of the class loss.
-        boxes: of 1 - GIoU.
-        distributions: of the distributions' KL.
-        quality: of the predicted IoU's squared error.
-    """
-
-    classes: float
-    boxes: float
-    distributions: float
-    quality: float
 
 
 class SemiLoss:
@@ -175,7 +135,7 @@ class SemiLoss:
     def updates(self, value: int) -> None:
         self.supervised.updates = value  # type: ignore[union-attr]
 
-    def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> Losses:
         """Return the weighted losses and every item for the log.
 
         Args:
@@ -186,21 +146,26 @@ class SemiLoss:
             losses: the supervised ones, then one for each term learned without labels.
             items: the supervised ones and, in training, `ITEMS`.
         """
-        losses, items = self.supervised(preds, batch)
+        labelled = self.supervised.prepare(preds, batch)
         if not torch.is_grad_enabled():
-            return losses, items
+            return labelled.over_ranks()
         views = batch.get("unlabeled")
-        terms = {} if views is None or not self.gain else self._terms(views["weak"], views["strong"])
-        extra = {name: terms.get(name, losses.new_zeros(())) for name in ITEMS}
-        learned = self._times(batch) * torch.stack([extra[name] for name in ITEMS[:3]])
-        logged = {name: term.detach() for name, term in extra.items()}
-        return torch.cat((losses, self.gain * learned.to(losses.dtype))), {**items, **logged}
+        if views is None or not self.gain:
+            losses, items = labelled.over_ranks()
+            none = dict.fromkeys(ITEMS, losses.new_zeros(()))
+            return torch.cat((losses, losses.new_zeros(len(LOSSES)))), {**items, **none}
 
-    def _times(self, batch: dict[str, Any]) -> int:
-        """Return what multiplies a loss: for YOLO the labelled images of a step, as upstream does; else 1."""
-        return 1 if isinstance(self.supervised, DetectorLoss) else len(batch["img"])
+        terms = self._terms(views["weak"], views["strong"])
+        images = terms.counts.new_full((1,), len(batch["img"]))
+        step: Pending[list[Any]] = joined([labelled, terms, Pending(images, lambda sums: sums / training_ranks())])
+        (losses, items), learned, mean_images = step.over_ranks()
+        weight = self.gain * mean_images if self.supervised.times_images else self.gain
+        own = weight * torch.stack([learned[name] for name in LOSSES])
+        logged = {name: learned[name].detach() for name in ITEMS}
+        return torch.cat((losses, own.to(losses.dtype))), {**items, **logged}
 
-    def _terms(self, weak: Tensor, strong: Tensor) -> dict[str, Tensor]:
+    def _terms(self, weak: Tensor, strong: Tensor) -> Pending[dict[str, Tensor]]:
+        """Let teacher and student see the views; return `ITEMS`, not yet weighted by gain and images."""
         student, teacher = self.student(), self.teacher()
         with torch.no_grad(), _batch_statistics(teacher, student):
             decoded, taught = teacher(weak)
@@ -208,23 +173,26 @@ class SemiLoss:
         with _batch_statistics(student, student):
             seen = student(strong)
             small = student(_halved(strong)) if self.scale and halved is not None else None
-        terms = dict.fromkeys(ITEMS, strong.new_zeros(()))
-        for name, criterion, share in self._branches():
-            parts = [raw if name is None or raw is None else raw[name] for raw in (taught, halved, seen, small)]
-            for term, value in self._distil(criterion, parts).items():
-                terms[term] = terms[term] + share * value
+        parts, shares = [], []
+        for name, criterion, share in self.supervised.branches():
+            raws = [raw if name is None or raw is None else raw[name] for raw in (taught, halved, seen, small)]
+            parts.append(self._distil(criterion, raws))
+            shares.append(share)
         if self.mode == "pseudo":
-            terms = {**terms, **self._pseudo(decoded, seen, strong)}
-        return terms
+            parts.append(self._pseudo(decoded, seen, strong))
+            shares.append(1.0)
+        branches = joined(parts)
 
-    def _branches(self) -> list[tuple[str | None, PerTaskLoss | DetectorLoss, float]]:
-        """Return name, criterion and weight of the head's branches."""
-        if isinstance(self.supervised, PerTaskE2ELoss):
-            both = self.supervised
-            return [("one2many", both.one2many, both.o2m), ("one2one", both.one2one, both.o2o)]
-        return [(None, self.supervised, 1.0)]
+        def finish(sums: Tensor) -> dict[str, Tensor]:
+            terms = dict.fromkeys(ITEMS, strong.new_zeros(()))
+            for share, part in zip(shares, branches.finish(sums), strict=True):
+                for name, value in part.items():
+                    terms[name] = terms[name] + share * value
+            return terms
 
-    def _distil(self, criterion: PerTaskLoss | DetectorLoss, raws: list[Any]) -> dict[str, Tensor]:
+        return Pending(branches.counts, finish)
+
+    def _distil(self, criterion: PerTaskLoss | DetectorLoss, raws: list[Any]) -> Pending[dict[str, Tensor]]:
         """Return one branch's terms.
 
         Args:
@@ -233,40 +201,55 @@ class SemiLoss:
                 distils), the student, and the student at half scale (None without the scale term).
         """
         with torch.no_grad():
-            teacher = dense(criterion, raws[0])
-            halved = None if raws[1] is None else dense(criterion, raws[1])
-        student = dense(criterion, raws[2])
+            teacher = criterion.dense(raws[0])
+            halved = None if raws[1] is None else criterion.dense(raws[1])
+        student = criterion.dense(raws[2])
         sure = foreground(teacher.logits)
-        terms = _agreement_items(student, teacher, sure)
+        items = _agreement_items(student, teacher, sure)
         if halved is None:
-            return terms
+            return Pending(sure.new_zeros(0), lambda _: items)
         cells = sum(height * width for height, width in teacher.sizes)
-        source = criterion.head if isinstance(criterion, DetectorLoss) else criterion
-        strides = [float(stride) for stride in source.level_strides]
         per_cell = teacher.logits.shape[1] // cells
-        pairs = scale_pairs(teacher.sizes, halved.sizes, strides, anchors_per_cell=per_cell)
+        pairs = scale_pairs(teacher.sizes, halved.sizes, criterion.level_strides, anchors_per_cell=per_cell)
         paired = teacher.at(pairs.full)
         trusted = torch.zeros_like(sure)
         agree = agreement(paired.boxes, halved.at(pairs.half, zoom=2).boxes)
         trusted[:, pairs.full] = sure[:, pairs.full] * agree
-        # Summed over ranks, the losses equal one process'; YOLO's also take the size of one rank's batch for all of it.
-        ranks = _ranks() if isinstance(criterion, PerTaskLoss) else 1
-        gains = _gains(criterion)
-        classes, boxes = self._compare(student, teacher, sure, trusted, gains)
-        terms |= {"ssl_cls": classes * ranks, "ssl_box": boxes * ranks}
+        masks = [(sure, trusted)]
+        compared = [(student, teacher)]
         if raws[3] is not None:
-            small = dense(criterion, raws[3]).at(pairs.half, zoom=2)
-            both = self._compare(small, paired, sure[:, pairs.full], trusted[:, pairs.full], gains)
-            terms["ssl_scale"] = (both[0] + both[1]) * ranks
-        return terms
+            masks.append((sure[:, pairs.full], trusted[:, pairs.full]))
+            compared.append((criterion.dense(raws[3]).at(pairs.half, zoom=2), paired))
+        counts = torch.stack([n for sure, trusted in masks for n in (foreground_normaliser(sure), trusted.sum())])
+
+        def finish(sums: Tensor) -> dict[str, Tensor]:
+            # Summed over ranks these equal one process'; where images multiply, upstream's rule is the ranks' mean.
+            share = training_ranks() if criterion.times_images else 1
+            losses = [
+                self._compare(seen, aim, mask, totals.clamp(min=1), criterion.gains())
+                for (seen, aim), (_, mask), totals in zip(compared, masks, sums.split(2), strict=True)
+            ]
+            terms = {**items, "ssl_cls": losses[0][0] * share, "ssl_box": losses[0][1] * share}
+            if len(losses) == 2:
+                terms["ssl_scale"] = (losses[1][0] + losses[1][1]) * share
+            return terms
+
+        return Pending(counts, finish)
 
     def _compare(
-        self, student: Dense, teacher: Dense, sure: Tensor, trusted: Tensor, gains: Gains
+        self, student: Dense, teacher: Dense, trusted: Tensor, totals: Tensor, gains: Gains
     ) -> tuple[Tensor, Tensor]:
-        """Return class loss and the sum of the losses of boxes, both times their gains."""
-        normaliser = total_over_ranks(foreground_normaliser(sure))
+        """Return class loss and the sum of the losses of boxes, both times their gains.
+
+        Args:
+            student: A anchors.
+            teacher: the same ones.
+            trusted: (B, A) weight of the teacher's boxes.
+            totals: (2,) normaliser of the classes, and sum of `trusted`, over all ranks.
+            gains: weights of the terms.
+        """
+        normaliser, weight = totals
         classes = distilled_classes(student.logits, teacher.logits, normaliser, reweigh=self.reweigh)
-        weight = total_over_ranks(trusted.sum())
         boxes = gains.boxes * distilled_boxes(student.boxes, teacher.boxes, trusted, total=weight)
         if student.distributions is not None and teacher.distributions is not None:
             divergence = distilled_distributions(student.distributions, teacher.distributions, trusted, total=weight)
@@ -275,9 +258,9 @@ class SemiLoss:
             boxes = boxes + gains.quality * distilled_quality(student.quality, teacher.quality, trusted, total=weight)
         return gains.classes * classes, boxes
 
-    def _pseudo(self, decoded: Tensor, seen: Any, strong: Tensor) -> dict[str, Tensor]:
+    def _pseudo(self, decoded: Tensor, seen: Any, strong: Tensor) -> Pending[dict[str, Tensor]]:
         """Return the supervised criterion's losses with the teacher's confident detections as labels."""
-        batch = pseudo_labels(
+        labels = pseudo_labels(
             decoded,
             extra_channels(self.teacher()),
             (strong.shape[2], strong.shape[3]),
@@ -286,64 +269,14 @@ class SemiLoss:
             nms_iou=self.nms_iou,
             max_det=self.max_det,
         )
-        losses, items = self.supervised(seen, {**batch, "img": strong})
-        losses = losses / self._times({"img": strong})
-        index = list(items).index("cls_loss")
-        return {"ssl_cls": losses[index], "ssl_box": losses.sum() - losses[index]}
+        learned = self.supervised.prepare(seen, {**labels, "img": strong}, images=1)  # the labelled ones multiply
 
+        def finish(sums: Tensor) -> dict[str, Tensor]:
+            losses, items = learned.finish(sums)
+            index = list(items).index("cls_loss")
+            return {"ssl_cls": losses[index], "ssl_box": losses.sum() - losses[index]}
 
-def dense(criterion: PerTaskLoss | DetectorLoss, raw: dict[str, Any]) -> Dense:
-    """Return raw predictions of one branch, decoded, with gradients."""
-    sizes = [(int(features.shape[2]), int(features.shape[3])) for features in raw["feats"]]
-    if isinstance(criterion, DetectorLoss):
-        priors = criterion.head.priors(raw["feats"], scale=criterion.prior_scale)
-        boxes = criterion.head.decode(raw["boxes"], priors)
-        return Dense(raw["scores"], boxes, None, raw.get("quality"), sizes)
-    boxes, distributions = criterion.decoded(raw)
-    quality = raw["iou"][:, 0] if "iou" in raw else None
-    return Dense(raw["scores"].transpose(1, 2), boxes, distributions, quality, sizes)
-
-
-@torch.no_grad()
-def pseudo_labels(
-    decoded: Tensor,
-    extras: tuple[str, ...],
-    size: tuple[int, int],
-    *,
-    end2end: bool,
-    threshold: float,
-    nms_iou: float,
-    max_det: int,
-) -> dict[str, Tensor]:
-    """Return a teacher's confident detections as a batch's labels.
-
-    Args:
-        decoded: the head's decoded output, as NMS takes it.
-        extras: names of its channels after the class scores.
-        size: (H, W) of the input in px.
-        end2end: whether the head needs no NMS.
-        threshold: least confidence; of a head that predicts it, IoU included.
-        nms_iou: overlap from which NMS suppresses.
-        max_det: labels per image.
-
-    Returns:
-        batch_idx (n,), cls (n, 1) and bboxes (n, 4), xywh in [0, 1].
-    """
-    if extras:
-        found = detections(
-            decoded,
-            extras,
-            confidence=threshold,
-            iou_threshold=nms_iou,
-            max_det=max_det,
-            agnostic=False,
-            multi_label=False,
-        )
-    else:
-        found = non_max_suppression(decoded, threshold, nms_iou, max_det=max_det, end2end=end2end, max_time_img=1.0)
-    rows = torch.cat([F.pad(each[:, :6].float(), (1, 0), value=image) for image, each in enumerate(found)])
-    boxes = xyxy2xywhn(rows[:, 1:5], w=size[1], h=size[0], clip=True)
-    return {"batch_idx": rows[:, 0], "cls": rows[:, 6:7], "bboxes": boxes}
+        return Pending(learned.counts, finish)
 
 
 def _agreement_items(student: Dense, teacher: Dense, sure: Tensor) -> dict[str, Tensor]:
@@ -355,27 +288,16 @@ def _agreement_items(student: Dense, teacher: Dense, sure: Tensor) -> dict[str, 
         top, anchors = sure.topk(max(1, sure.shape[1] // 100), 1)
         image = torch.arange(len(sure), device=sure.device)[:, None]
         label = teacher.logits[image, anchors].argmax(-1)
-        scores = [each.logits[image, anchors, label].float().sigmoid() for each in (student, teacher)]
+        scores = [side.logits[image, anchors, label].float().sigmoid() for side in (student, teacher)]
         ious = aligned_iou(student.boxes[image, anchors], teacher.boxes[image, anchors])
         total = top.sum().clamp(min=1e-6)
         classes = (top * (1 - (scores[0] - scores[1]).abs())).sum() / total
         return {"agree_cls": classes, "agree_iou": (top * ious).sum() / total}
 
 
-def _gains(criterion: PerTaskLoss | DetectorLoss) -> Gains:
-    quality = criterion.iou_gain * (criterion.epoch >= criterion.iou_warmup)
-    if isinstance(criterion, DetectorLoss):
-        return Gains(1.0, 1.0, 0.0, 1.0 if criterion.head.quality == "centerness" else quality)
-    return Gains(criterion.hyp.cls, criterion.hyp.box, criterion.hyp.dfl, quality)
-
-
 def _halved(views: Tensor) -> Tensor:
     """Return (U, 3, H / 2, W / 2), each pixel the mean of four."""
     return F.avg_pool2d(views, 2)
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @contextmanager

@@ -1,55 +1,44 @@
 """The training criterion of YOLO heads: an assigner per epoch, stock box and class losses, the predicted-IoU loss.
 
-While the scheduled assigner is `TaskAligned`, upstream's own method runs, to the bit; `assigner=tal iou_head=False` is
-therefore stock Ultralytics. Any other assigner goes through `Assignment`.
+Where the schedule holds `STOCK`, upstream's own method runs, to the bit; `assigner=tal iou_head=False` is therefore
+stock Ultralytics. Every assigner is called and goes through `Assignment`, whatever its class.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, ClassVar
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from mlc_yolo.assigners import Predictions, Schedule, Targets, TaskAligned, TaskAssignment
+from mlc_yolo.assigners import STOCK, Assigner, Predictions, Schedule, StockAssignment, Targets
 from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.losses.assigned_bce import assigned_bce
 from mlc_yolo.losses.iou_rescoring import iou_rescoring_loss
 from mlc_yolo.priors import Priors, grid_priors
+from mlc_yolo.training.dense_outputs import Dense, Gains, level_sizes
+from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
+from mlc_yolo.training.targets import padded_targets, positives_of_either
 
-
-@dataclass(frozen=True)
-class _Step:
-    """What one forward pass gave: gain-scaled losses and who was positive.
-
-    Attributes:
-        losses: (3,) box, class and DFL (or L1) losses, times their gains.
-        items: the same by name, detached.
-        positive: (B, A) bool, positive for either task.
-        boxes: (B, A, 4) xyxy px, the box of each positive's object.
-        counts: (2,) positives for classification and for localisation.
-        priors: A anchors.
-    """
-
-    losses: Tensor
-    items: dict[str, Tensor]
-    positive: Tensor
-    boxes: Tensor
-    counts: Tensor
-    priors: Priors
+#: What a YOLO's epochs train by.
+YoloSchedule = Schedule[Assigner | StockAssignment]
 
 
 class PerTaskLoss(v8DetectionLoss):
     """`v8DetectionLoss` with a scheduled assigner and a predicted-IoU term.
 
     Attributes:
-        schedule: gives the assigner of an epoch.
+        schedule: gives what trains in an epoch.
         epoch: the epoch being trained, set by the trainer; everything else about the schedule follows from it.
+        times_images: the losses are multiplied by the images of a step, as upstream does.
     """
+
+    times_images: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -57,10 +46,9 @@ class PerTaskLoss(v8DetectionLoss):
         tal_topk: int = 10,
         tal_topk2: int | None = None,
         *,
-        schedule: Schedule,
+        schedule: YoloSchedule,
         prior_scale: float,
         iou_gain: float,
-        iou_warmup: int = 0,
     ) -> None:
         """Set the criterion up.
 
@@ -68,21 +56,19 @@ class PerTaskLoss(v8DetectionLoss):
             model: detection model with strides and `args`.
             tal_topk: upstream's argument, handed on.
             tal_topk2: upstream's argument, handed on.
-            schedule: assigners by epoch.
+            schedule: what trains by epoch.
             prior_scale: side of the square priors in strides.
             iou_gain: factor of the predicted-IoU loss.
-            iou_warmup: epochs without that loss.
         """
         super().__init__(model, tal_topk, tal_topk2)
         self.schedule = schedule
         self.epoch = 0
         self.prior_scale = prior_scale
         self.iou_gain = iou_gain
-        self.iou_warmup = iou_warmup
         self.level_strides = [float(stride) for stride in self.stride]
 
-    def loss(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses times the batch size, the ranks' mean of it, and every named item for the log.
+    def loss(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> Losses:
+        """Return the losses times the images of a step, the ranks' mean of them, and every named item for the log.
 
         Args:
             preds: raw head outputs: boxes (B, 4R, A), scores (B, K, A), feats, and iou (B, 1, A) where the head has it.
@@ -93,17 +79,22 @@ class PerTaskLoss(v8DetectionLoss):
             items: box_loss, cls_loss, dfl_loss (l1_loss), iou_loss where there is a channel, pos_cls and pos_loc: the
                 anchors trained as positive for each task, per image.
         """
-        batch_size = preds["boxes"].shape[0]
-        upstream = isinstance(self.schedule.at(self.epoch), TaskAligned)
-        step = self._upstream_step(preds, batch) if upstream else self._assigned_step(preds, batch)
-        losses, items = step.losses, dict(step.items)
-        if "iou" in preds:
-            gain = self.iou_gain * (self.epoch >= self.iou_warmup)  # times 0 keeps the layer in the graph, for DDP
-            iou_loss = gain * self._iou_loss(preds, step)
-            losses = torch.cat((losses, iou_loss[None]))
-            items["iou_loss"] = iou_loss.detach()
-        items["pos_cls"], items["pos_loc"] = (step.counts / batch_size).unbind()
-        return losses * self._mean_over_ranks(torch.full((), batch_size, device=losses.device)), items
+        return self.prepare(preds, batch).over_ranks()
+
+    def prepare(self, preds: Any, batch: dict[str, Any], *, images: int | None = None) -> Pending[Losses]:
+        """Decide who learns what, and return what `loss` does once the normalisers are known.
+
+        Args:
+            preds: as for `loss`, or (decoded, raw outputs) as in evaluation.
+            batch: as for `loss`.
+            images: what multiplies the losses in place of the batch's B.
+        """
+        preds = self.parse_output(preds)
+        images = len(preds["boxes"]) if images is None else images
+        entry = self.schedule.at(self.epoch)
+        if entry is STOCK:
+            return self._stock_step(preds, batch, images)
+        return self._assigned_step(entry, preds, batch, images)
 
     def assigner_inputs(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
         """Return what an assigner gets to see of raw head outputs and a batch.
@@ -119,21 +110,44 @@ class PerTaskLoss(v8DetectionLoss):
         distances = preds["boxes"].permute(0, 2, 1).contiguous()
         return self._inputs(preds, batch, priors, self._decode(priors.points / priors.strides[:, None], distances))
 
-    def decoded(self, preds: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """Return boxes (B, A, 4), xyxy px, and their distributions' logits (B, A, 4, R) where R > 1, with gradients."""
-        priors = self._priors(preds)
-        distances = preds["boxes"].permute(0, 2, 1).contiguous()
+    def dense(self, raw: dict[str, Any]) -> Dense:
+        """Return raw head outputs decoded, with gradients."""
+        priors = self._priors(raw)
+        distances = raw["boxes"].permute(0, 2, 1).contiguous()
         strides = priors.strides[:, None]
         boxes = self._decode(priors.points / strides, distances) * strides
-        return boxes, distances.unflatten(2, (4, -1)) if self.use_dfl else None
+        distributions = distances.unflatten(2, (4, -1)) if self.use_dfl else None
+        quality = raw["iou"][:, 0] if "iou" in raw else None
+        return Dense(raw["scores"].transpose(1, 2), boxes, distributions, quality, level_sizes(raw["feats"]))
 
-    def _upstream_step(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> _Step:
-        assigned, losses, items = self.get_assigned_targets_and_loss(preds, batch)
-        positive, _, boxes, _, _ = assigned
-        count = positive.sum()
-        return _Step(losses, items, positive, boxes, torch.stack((count, count)), self._priors(preds))
+    def gains(self) -> Gains:
+        """Return the weights of the epoch's terms."""
+        return Gains(self.hyp.cls, self.hyp.box, self.hyp.dfl, self._iou_gain())
 
-    def _assigned_step(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> _Step:
+    def branches(self) -> list[tuple[str | None, PerTaskLoss, float]]:
+        """Return name in the raw outputs, criterion and weight of the head's branches."""
+        return [(None, self, 1.0)]
+
+    def _stock_step(self, preds: dict[str, Tensor], batch: dict[str, Any], images: int) -> Pending[Losses]:
+        """Run upstream's own loss: each rank normalises it by itself, and multiplies by its own images."""
+        (positive, _, boxes, _, _), losses, items = self.get_assigned_targets_and_loss(preds, batch)
+        count = positive.sum().float()
+        counts = {"pos_cls": count / len(positive), "pos_loc": count / len(positive)}
+        if "iou" not in preds:
+            return Pending(count.new_zeros(0), lambda _: (losses * images, {**items, **counts}))
+        image, anchor = positive.nonzero(as_tuple=True)
+
+        def finish(sums: Tensor) -> Losses:
+            positives, step_images = self._means(sums)
+            iou_loss = self._iou_loss(preds, image, anchor, boxes[image, anchor], positives)
+            named = {**items, "iou_loss": iou_loss.detach(), **counts}
+            return torch.cat((losses * images, (iou_loss * step_images)[None])), named
+
+        return Pending(torch.stack((count, torch.full_like(count, images))), finish)
+
+    def _assigned_step(
+        self, assigner: Assigner, preds: dict[str, Tensor], batch: dict[str, Any], images: int
+    ) -> Pending[Losses]:
         distances = preds["boxes"].permute(0, 2, 1).contiguous()
         logits = preds["scores"].permute(0, 2, 1).contiguous()
         priors = self._priors(preds)
@@ -141,37 +155,67 @@ class PerTaskLoss(v8DetectionLoss):
         cells = priors.points / strides
         decoded = self._decode(cells, distances)
         predictions, _, targets = self._inputs(preds, batch, priors, decoded)
-        assignment = self.schedule.at(self.epoch)(predictions, priors, targets)
+        assignment = assigner(predictions, priors, targets)
         cls, loc = assignment.classification, assignment.localization
-        boxes = _gather_boxes(targets, loc)
+        image, anchor, slot = positives_of_either(cls, loc)
 
-        cls_loss = assigned_bce(logits, targets.labels, cls, self._flat_class_weights())
-        cls_loss = cls_loss / self._normaliser(cls.quality.sum())
-        box_loss, dfl_loss = self.bbox_loss(
-            distances,
-            decoded,
-            cells,
-            boxes / strides,
-            (loc.quality * loc.weight)[..., None],
-            self._normaliser(loc.quality.sum()),
-            loc.positive,
-            self._image_size(preds),
-            strides,
-        )
-        losses = torch.stack((box_loss * self.hyp.box, cls_loss * self.hyp.cls, dfl_loss * self.hyp.dfl))
-        boxes = torch.where(cls.positive[..., None], _gather_boxes(targets, cls), boxes)
-        counts = torch.stack((cls.positive.sum(), loc.positive.sum()))
-        items = dict(zip(self.loss_names, losses.detach(), strict=True))
-        return _Step(losses, items, cls.positive | loc.positive, boxes, counts, priors)
+        def finish(sums: Tensor) -> Losses:
+            classes, boxes, positives, step_images = self._means(sums)
+            cls_loss = assigned_bce(logits, targets.labels, cls, self._flat_class_weights()) / classes
+            box_loss, dfl_loss = self.bbox_loss(
+                distances,
+                decoded,
+                cells,
+                _gather_boxes(targets, loc.gt_index) / strides,
+                (loc.quality * loc.weight)[..., None],
+                boxes,
+                loc.positive,
+                self._image_size(preds),
+                strides,
+            )
+            losses = torch.stack((box_loss * self.hyp.box, cls_loss * self.hyp.cls, dfl_loss * self.hyp.dfl))
+            items = dict(zip(self.loss_names, losses.detach(), strict=True))
+            if "iou" in preds:
+                iou_loss = self._iou_loss(preds, image, anchor, targets.boxes[image, slot], positives)
+                losses = torch.cat((losses, iou_loss[None]))
+                items["iou_loss"] = iou_loss.detach()
+            items["pos_cls"], items["pos_loc"] = (task.positive.sum() / len(logits) for task in (cls, loc))
+            return losses * step_images, items
 
-    def _iou_loss(self, preds: dict[str, Tensor], step: _Step) -> Tensor:
-        """Compare predicted and actual IoU where either task is positive; only those boxes are decoded."""
-        image, anchor = step.positive.nonzero(as_tuple=True)
-        points, strides = step.priors.points[anchor], step.priors.strides[anchor, None]
+        own = (cls.quality.sum(), loc.quality.sum(), len(image), images)
+        return Pending(torch.stack([torch.as_tensor(n, dtype=torch.float32, device=self.device) for n in own]), finish)
+
+    @staticmethod
+    def _means(sums: Tensor) -> Tensor:
+        """Return the ranks' means of normalisers, at least 1 over all of them together.
+
+        Upstream multiplies the loss by the number of ranks and averages gradients, so dividing by the mean makes ranks
+        together equal one process on the joined batch, and each logs losses of the same size.
+        """
+        return sums.clamp(min=1) / training_ranks()
+
+    def _iou_gain(self) -> float:
+        return self.iou_gain * self.schedule.trains_iou(self.epoch)
+
+    def _iou_loss(
+        self, preds: dict[str, Tensor], image: Tensor, anchor: Tensor, goals: Tensor, positives: Tensor
+    ) -> Tensor:
+        """Compare predicted and actual IoU at P positives; only their boxes are decoded.
+
+        Args:
+            preds: raw head outputs.
+            image: (P,) int64 in [0, B).
+            anchor: (P,) int64 in [0, A).
+            goals: (P, 4) xyxy px, the boxes of their objects.
+            positives: scalar, the normaliser.
+        """
+        priors = self._priors(preds)
+        points, strides = priors.points[anchor], priors.strides[anchor, None]
         distances = preds["boxes"].detach().permute(0, 2, 1)[image, anchor].float()
         decoded = self._decode(points / strides, distances[None])[0] * strides
-        ious = aligned_iou(decoded, step.boxes[image, anchor])
-        return iou_rescoring_loss(preds["iou"][:, 0][image, anchor], ious, self._normaliser(step.positive.sum()))
+        ious = aligned_iou(decoded, goals)
+        # A gain of 0 keeps the layer in the graph, which distributed training asks for.
+        return self._iou_gain() * iou_rescoring_loss(preds["iou"][:, 0][image, anchor], ious, positives)
 
     def _decode(self, cells: Tensor, distances: Tensor) -> Tensor:
         """Decode boxes (B, A, 4), in cells, in float32 under any AMP mode: in bfloat16 they would be off by a pixel."""
@@ -179,16 +223,19 @@ class PerTaskLoss(v8DetectionLoss):
             boxes: Tensor = self.bbox_decode(cells, distances.float())
         return boxes
 
-    def _priors(self, preds: dict[str, Tensor]) -> Priors:
-        sizes = [tuple(features.shape[2:]) for features in preds["feats"]]
-        return grid_priors(sizes, self.level_strides, scale=self.prior_scale, device=self.device)
+    def _priors(self, preds: dict[str, Any]) -> Priors:
+        return _priors_of_size(
+            tuple(level_sizes(preds["feats"])), tuple(self.level_strides), self.prior_scale, self.device
+        )
 
     def _inputs(
         self, preds: dict[str, Tensor], batch: dict[str, Any], priors: Priors, decoded: Tensor
     ) -> tuple[Predictions, Priors, Targets]:
         """Wrap what was decoded, in cells, for an assigner."""
         scores = preds["scores"].detach().permute(0, 2, 1).float().sigmoid()
-        targets = self._targets(batch, len(scores), self._image_size(preds))
+        height, width = preds["feats"][0].shape[2:]
+        size = height * self.level_strides[0], width * self.level_strides[0]
+        targets = padded_targets(batch, len(scores), size, self.device)
         return Predictions(scores, decoded.detach() * priors.strides[:, None]), priors, targets
 
     def _image_size(self, preds: dict[str, Tensor]) -> Tensor:
@@ -196,43 +243,17 @@ class PerTaskLoss(v8DetectionLoss):
         cells = torch.tensor(preds["feats"][0].shape[2:], device=self.device, dtype=preds["scores"].dtype)
         return cells * self.stride[0]
 
-    def _targets(self, batch: dict[str, Any], batch_size: int, image_size: Tensor) -> Targets:
-        rows = torch.cat((batch["batch_idx"].view(-1, 1), batch["cls"].view(-1, 1), batch["bboxes"]), 1)
-        padded = self.preprocess(rows.to(self.device), batch_size, scale_tensor=image_size[[1, 0, 1, 0]])
-        labels, boxes = padded[..., 0].long(), padded[..., 1:5]
-        return Targets(labels, boxes, boxes.sum(2) > 0)
-
     def _flat_class_weights(self) -> Tensor | None:
         return None if self.class_weights is None else self.class_weights.flatten()
 
-    def _normaliser(self, total: Tensor) -> Tensor:
-        """Return a sum's mean over ranks, at least 1 over all of them."""
-        ranks = dist.get_world_size() if self._joins_ranks() else 1
-        return self._mean_over_ranks(total).clamp(min=1 / ranks)
-
-    def _mean_over_ranks(self, total: Tensor) -> Tensor:
-        """Return a total's mean over ranks.
-
-        Upstream multiplies the loss by the world size and averages gradients, so dividing by the mean makes ranks
-        together equal one process on the joined batch.
-        """
-        if not self._joins_ranks():
-            return total
-        total = total.float().clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
-
-    @staticmethod
-    def _joins_ranks() -> bool:
-        """Whether there are others, and this is training: validation batches differ in number."""
-        return dist.is_initialized() and torch.is_grad_enabled()
-
 
 class PerTaskE2ELoss(E2ELoss):
-    """Upstream's dual-branch loss: the scheduled assigner trains the one-to-many branch, top-1 alignment the other.
+    """Upstream's dual-branch loss: the schedule trains the one-to-many branch, top-1 alignment the other.
 
     Logged items are the one-to-one branch's, as upstream logs them, with the positive counts of the one-to-many branch.
     """
+
+    times_images: ClassVar[bool] = True
 
     @property
     def epoch(self) -> int:
@@ -244,34 +265,50 @@ class PerTaskE2ELoss(E2ELoss):
         self.one2many.epoch = self.one2one.epoch = value
 
     @property
-    def schedule(self) -> Schedule:
-        """Assigners of the one-to-many branch by epoch."""
+    def schedule(self) -> YoloSchedule:
+        """What trains the one-to-many branch by epoch."""
         return self.one2many.schedule
 
     @schedule.setter
-    def schedule(self, value: Schedule) -> None:
-        self.one2many.schedule = value
+    def schedule(self, value: YoloSchedule) -> None:
+        self.one2many.schedule, self.one2one.schedule = value, _with_stock_assignment(value)
 
-    def __call__(self, preds: Any, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, preds: Any, batch: dict[str, Any]) -> Losses:
         """Return the weighted sum of both branches' losses and the items for the log."""
+        return self.prepare(preds, batch).over_ranks()
+
+    def prepare(self, preds: Any, batch: dict[str, Any], *, images: int | None = None) -> Pending[Losses]:
+        """Decide for both branches; see `PerTaskLoss.prepare`."""
         preds = self.one2many.parse_output(preds)
-        many, many_items = self.one2many.loss(preds["one2many"], batch)
-        one, one_items = self.one2one.loss(preds["one2one"], batch)
-        counts = {name: many_items[name] for name in ("pos_cls", "pos_loc")}
-        return many * self.o2m + one * self.o2o, {**one_items, **counts}
+        branches = joined(
+            [
+                self.one2many.prepare(preds["one2many"], batch, images=images),
+                self.one2one.prepare(preds["one2one"], batch, images=images),
+            ]
+        )
+
+        def finish(sums: Tensor) -> Losses:
+            (many, many_items), (one, one_items) = branches.finish(sums)
+            counts = {name: many_items[name] for name in ("pos_cls", "pos_loc")}
+            return many * self.o2m + one * self.o2o, {**one_items, **counts}
+
+        return Pending(branches.counts, finish)
+
+    def branches(self) -> list[tuple[str | None, PerTaskLoss, float]]:
+        """Return name in the raw outputs, criterion and weight of both branches."""
+        return [("one2many", self.one2many, self.o2m), ("one2one", self.one2one, self.o2o)]
 
 
 def build_criterion(
-    model: DetectionModel, *, schedule: Schedule, prior_scale: float, iou_gain: float, iou_warmup: int = 0
+    model: DetectionModel, *, schedule: YoloSchedule, prior_scale: float, iou_gain: float
 ) -> PerTaskLoss | PerTaskE2ELoss:
     """Return the criterion that fits the model's head.
 
     Args:
         model: unwrapped detection model on its device, `args` attached.
-        schedule: assigners by epoch.
+        schedule: what trains by epoch.
         prior_scale: side of the square priors in strides.
         iou_gain: factor of the predicted-IoU loss.
-        iou_warmup: epochs without that loss.
 
     Returns:
         A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
@@ -279,16 +316,8 @@ def build_criterion(
 
     def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
         # Upstream asks for a second, tighter top-k only for the one-to-one branch, which keeps its own assignment.
-        own = schedule if tal_topk2 is None else Schedule(TaskAligned(), TaskAligned(), 0)
-        return PerTaskLoss(
-            model,
-            tal_topk,
-            tal_topk2,
-            schedule=own,
-            prior_scale=prior_scale,
-            iou_gain=iou_gain,
-            iou_warmup=iou_warmup,
-        )
+        own = schedule if tal_topk2 is None else _with_stock_assignment(schedule)
+        return PerTaskLoss(model, tal_topk, tal_topk2, schedule=own, prior_scale=prior_scale, iou_gain=iou_gain)
 
     layers: Any = model.model
     if getattr(layers[-1], "one2one_cv2", None) is not None:
@@ -296,9 +325,22 @@ def build_criterion(
     return branch(model)
 
 
-def _gather_boxes(targets: Targets, task: TaskAssignment) -> Tensor:
+def _with_stock_assignment(schedule: YoloSchedule) -> YoloSchedule:
+    return replace(schedule, base=STOCK, main=STOCK)
+
+
+@lru_cache(maxsize=32)
+def _priors_of_size(
+    sizes: Sequence[tuple[int, int]], strides: Sequence[float], scale: float, device: torch.device
+) -> Priors:
+    """Build the priors of one input size once; a run has one, with `multi_scale` or rectangles a few dozen."""
+    with torch.inference_mode(False):  # the first to ask may be a validation, and training could not save its tensors
+        return grid_priors(sizes, strides, scale=scale, device=device)
+
+
+def _gather_boxes(targets: Targets, gt_index: Tensor) -> Tensor:
     """Return the box of each anchor's object, (B, A, 4); some object's box, unused, where the anchor has none."""
     if not targets.boxes.shape[1]:
-        return targets.boxes.new_zeros((*task.gt_index.shape, 4))
-    index = task.gt_index.clamp(min=0)[..., None].expand(-1, -1, 4)
+        return targets.boxes.new_zeros((*gt_index.shape, 4))
+    index = gt_index.clamp(min=0)[..., None].expand(-1, -1, 4)
     return targets.boxes.gather(1, index)
