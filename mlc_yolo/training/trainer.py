@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
-from mlc_yolo.assigners import Assigner, Schedule, build_assigner
+from mlc_yolo.assigners import Assigner, Schedule, build_assigner, yolo_assigner
 from mlc_yolo.checkpoints import model_yaml, safe_load
 from mlc_yolo.checkpoints.marker import load_stock_weights, wants_iou_channel, wants_warp, write_marker
 from mlc_yolo.data.datasets import build
@@ -297,7 +297,7 @@ class MLCTrainer(DurableTrainer):
             criterion.updates = self.start_epoch - 1
             criterion.update()
 
-    def schedule(self) -> Schedule:
+    def schedule(self) -> Schedule[Any]:
         """Return which assigner trains in which epoch."""
         model = _trained(unwrap_model(self.model))
         kind, own = (model.kind, model.head.own_assigner) if isinstance(model, DetectorModel) else (None, None)
@@ -305,10 +305,16 @@ class MLCTrainer(DurableTrainer):
         vars(self.args).update(ours)
         main = self.custom_assigner
         if main is None:
-            main = build_assigner(self.args.assigner, ours, own=own)
-        warmup = options.warmup_length(self.args.assigner_warmup, self.args.assigner, self.epochs)
-        base = build_assigner(self.args.assigner_base, ours, own=own)
-        return Schedule(base, main, min(warmup, max(self.epochs - 1, 0)))
+            main = build_assigner(self.args.assigner, ours, own=own) if own else yolo_assigner(self.args.assigner, ours)
+        name = self.args.assigner_base
+        base = build_assigner(name, ours, own=own) if own else yolo_assigner(name, ours)
+        return Schedule(base, main, *self._warmups())
+
+    def _warmups(self) -> tuple[int, int]:
+        """Return how many epochs the base assigner trains, and how many the predicted IoU does not."""
+        args, last = self.args, max(self.epochs - 1, 0)  # the last epoch at least trains what was asked for
+        assigner = options.warmup_length(args.assigner_warmup, args.assigner, self.epochs)
+        return min(assigner, last), min(options.warmup_length(args.iou_warmup, None, self.epochs), last)
 
     def validate(self) -> Any:
         """Validate as upstream does; with `ema=False` the weights as they are."""
@@ -344,7 +350,6 @@ class MLCTrainer(DurableTrainer):
             "schedule": self.schedule(),
             "prior_scale": self.args.mg_prior_scale,
             "iou_gain": self.args.iou_gain,
-            "iou_warmup": options.warmup_length(self.args.iou_warmup, None, self.epochs),
         }
         if isinstance(model, DetectorModel):
             model.criterion = DetectorLoss(model, **common, align_gain=self.args.align_gain)
@@ -358,10 +363,9 @@ class MLCTrainer(DurableTrainer):
         for name in getattr(unwrap_model(self.model), "frozen", ()):  # upstream's own test misses a norm of that name
             unwrap_model(self.model).model.get_submodule(name).eval()
         criterion: Any = _trained(unwrap_model(self.model)).criterion
+        if self.args.time and criterion.schedule.warms_up(self.epoch):  # upstream re-estimates the run's length
+            criterion.schedule = criterion.schedule.lasting(*self._warmups(), epoch=self.epoch)
         warmup = criterion.schedule.warmup
-        if self.args.time and self.epoch < warmup:  # upstream re-estimates the run's length while it trains
-            criterion.schedule = self.schedule()
-            warmup = criterion.schedule.warmup
         criterion.epoch = self.epoch
         if self.ema:
             self.ema.enabled = self.args.ema  # upstream makes a new one when it resumes or recovers

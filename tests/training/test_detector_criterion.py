@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -28,7 +29,8 @@ from mlc_yolo.detectors.config import complete
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors
-from mlc_yolo.training.detector_criterion import DetectorLoss, total_over_ranks
+from mlc_yolo.training.detector_criterion import DetectorLoss
+from mlc_yolo.training.ranks import total_over_ranks
 
 ASSIGNERS = ["own", "atss", "mutual_guidance", "mlc", "tal", "max_iou", "fcos"]
 DETECTORS = [("retinanet", "iou"), ("fcos", "iou"), ("rpn", "iou")]
@@ -269,7 +271,8 @@ def test_points_outside_their_box_have_centerness_zero(assigner: str) -> None:
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "rpn"])
 def test_the_predicted_iou_starts_to_learn_after_its_warm_up(kind: str) -> None:
-    criterion = _criterion(kind, "iou", _assigner(kind, "own"), iou_gain=2.0, iou_warmup=3)
+    criterion = _criterion(kind, "iou", _assigner(kind, "own"), iou_gain=2.0)
+    criterion.schedule = replace(criterion.schedule, iou_warmup=3)
     values = []
     for epoch in (0, 2, 3, 7):
         criterion.epoch = epoch
@@ -338,6 +341,25 @@ def test_static_assigners_are_not_shown_predictions(monkeypatch: pytest.MonkeyPa
     assert losses.isfinite().all()
 
 
+class _Counted(PointInBox):
+    """A built-in assigner whose call somebody overrides."""
+
+    calls = 0
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        self.calls += 1
+        assert predictions.boxes.shape == (*predictions.scores.shape[:2], 4)
+        return super().__call__(predictions, priors, targets)
+
+
+def test_an_overridden_call_of_a_static_assigner_is_called_and_sees_predictions() -> None:
+    counted = _Counted()
+    criterion = _criterion("fcos", "iou", counted)
+    losses, _ = criterion(_raw("fcos", "iou"), _batch(OBJECTS))
+    assert counted.calls == 1
+    assert torch.equal(losses, _criterion("fcos", "iou", PointInBox())(_raw("fcos", "iou"), _batch(OBJECTS))[0])
+
+
 def test_what_an_assigner_sees_is_detached_decoded_and_padded() -> None:
     criterion = _criterion("retinanet", "iou", _assigner("retinanet", "own"))
     raw = _raw("retinanet", "iou", dtype=torch.bfloat16)
@@ -367,6 +389,7 @@ def test_a_sum_crosses_ranks_while_training_only(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "all_reduce", refuse)
     with torch.no_grad():
-        assert total_over_ranks(torch.tensor(3)) == 3
+        assert total_over_ranks(torch.tensor([3])) == 3
+    assert not len(total_over_ranks(torch.zeros(0)))  # nothing to ask for
     with pytest.raises(AssertionError, match="asked"):
-        total_over_ranks(torch.tensor(3))
+        total_over_ranks(torch.tensor([3]))

@@ -17,11 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
-from mlc_yolo.assigners import Schedule, build_assigner
+from mlc_yolo.assigners import Schedule, yolo_assigner
 from mlc_yolo.heads.iou_aware import add_iou_channel
+from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.options import specification as options
 from mlc_yolo.training.detector_criterion import DetectorLoss
-from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss, dense, pseudo_labels
+from mlc_yolo.training.pseudo_labels import pseudo_labels
+from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss, build_criterion
 
 NAMES = ["yolo11n", "yolo26n", "retinanet", "fcos"]
@@ -67,7 +69,7 @@ def learner(name: str) -> Any:
 
 def supervised(model: Any, assigner: str = "tal") -> Any:
     if isinstance(model, DetectionModel) and not hasattr(model, "kind"):
-        main = build_assigner(assigner, options.settle(options.defaults()))
+        main = yolo_assigner(assigner, options.settle(options.defaults()))
         return build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=1.0)
     own = model.head.own_assigner
     return DetectorLoss(model, schedule=Schedule(own, own, 0))
@@ -258,9 +260,9 @@ def test_the_gain_weighs_what_is_learned_without_labels_alone(name: str) -> None
 class _Capture(SemiLoss):
     """Keeps what is compared."""
 
-    def _compare(self, student: Any, teacher: Any, sure: Tensor, trusted: Tensor, gains: Any) -> Any:
-        self.seen = [*getattr(self, "seen", []), (student, teacher, sure, trusted)]
-        return super()._compare(student, teacher, sure, trusted, gains)
+    def _compare(self, student: Any, teacher: Any, trusted: Tensor, *rest: Any) -> Any:
+        self.seen = [*getattr(self, "seen", []), (student, teacher, foreground(teacher.logits), trusted)]
+        return super()._compare(student, teacher, trusted, *rest)
 
 
 @every_net
@@ -400,7 +402,7 @@ def test_dense_predictions_are_those_the_head_decodes() -> None:
     criterion = supervised(model)
     with torch.no_grad():
         decoded, raw = model(photos())
-    found = dense(criterion, raw)
+    found = criterion.dense(raw)
     centre, size = decoded[:, :2].transpose(1, 2), decoded[:, 2:4].transpose(1, 2)
     torch.testing.assert_close(found.boxes, torch.cat((centre - size / 2, centre + size / 2), 2), rtol=1e-4, atol=1e-3)
     assert found.sizes == [(8, 16), (4, 8), (2, 4)] and found.distributions.shape == (2, 168, 4, 16)

@@ -17,7 +17,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import MLCYOLO
-from mlc_yolo.assigners import Assignment, MutualLabeling, Predictions, Targets, TaskAligned
+from mlc_yolo.assigners import STOCK, Assignment, MutualLabeling, Predictions, Targets, TaskAligned
 from mlc_yolo.heads.iou_aware import IoUAwareDetect, add_iou_channel
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.trainer import MLCTrainer
@@ -65,7 +65,7 @@ def test_a_resumed_run_follows_the_uninterrupted_one_across_the_switch(
     assert trainer.ema.ema.criterion is trainer.model.criterion and trainer.model.criterion.epoch == 5
     if name == "yolo26n.yaml":  # the branch weights go on from where they were: 0.8 to 0.1 over 5 updates
         assert trainer.model.criterion.updates == 6 and trainer.model.criterion.o2m == pytest.approx(0.1)
-    assert isinstance(trainer.schedule().at(2), TaskAligned) and isinstance(trainer.schedule().at(3), MutualLabeling)
+    assert trainer.schedule().at(2) is STOCK and isinstance(trainer.schedule().at(3), MutualLabeling)
 
     whole, cut = rows(run_dir / "whole"), rows(run_dir / "cut")
     assert [row["epoch"] for row in cut] == [1, 2, 3, 4, 5, 6]
@@ -147,25 +147,30 @@ def test_iou_channel_follows_the_checkpoint_when_left_out(tiny_data: Path, run_d
     assert type(MLCYOLO(dropped).model.model[-1]) is Detect
 
 
-class Nearest:
-    """An assigner of one's own: the task-aligned one with a single positive for each object."""
+class Counted(TaskAligned):
+    """A subclass of a built-in assigner, which counts its calls."""
+
+    calls = 0
 
     def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
-        return TaskAligned(topk=1)(predictions, priors, targets)
+        self.calls += 1
+        return super().__call__(predictions, priors, targets)
 
 
 @pytest.mark.slow
-def test_an_assigner_object_trains_and_must_be_given_again_to_resume(tiny_data: Path, run_dir: Path) -> None:
+def test_an_assigner_object_is_called_and_must_be_given_again_to_resume(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO("yolo11n.yaml")
     model.add_callback("on_model_save", _stop_after(1))
     with pytest.raises(KeyboardInterrupt):
-        model.train(data=str(tiny_data), epochs=3, assigner=Nearest(), project=str(run_dir), name="own", **TINY)
-    assert isinstance(model.trainer.model.criterion.schedule.main, Nearest)
+        model.train(data=str(tiny_data), epochs=3, assigner=Counted(topk=1), project=str(run_dir), name="own", **TINY)
+    assert isinstance(model.trainer.model.criterion.schedule.main, Counted)
     last = run_dir / "own" / "weights" / "last.pt"
     with pytest.raises(ValueError, match="assigner object"):
         MLCYOLO(last).train(resume=True)
     resumed = MLCYOLO(last)
-    resumed.train(resume=True, assigner=Nearest())
+    again = Counted(topk=1)
+    resumed.train(resume=True, assigner=again)
+    assert again.calls >= 4  # two epochs of a training and a validation batch or more
     assert len(rows(run_dir / "own")) == 3
 
 

@@ -10,7 +10,17 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
-from mlc_yolo.assigners import Assignment, Predictions, Role, Schedule, Targets, TaskAligned, build_assigner
+from mlc_yolo.assigners import (
+    STOCK,
+    Assignment,
+    Predictions,
+    Role,
+    Schedule,
+    Targets,
+    TaskAligned,
+    build_assigner,
+    yolo_assigner,
+)
 from mlc_yolo.assigners.assignment import all_negative
 from mlc_yolo.boxes import aligned_ciou
 from mlc_yolo.coding import decode_dfl, decode_distance
@@ -37,11 +47,24 @@ def _batch(rows: list[list[float]], size: tuple[int, int] = (64, 96), images: in
     return {"img": image, "batch_idx": table[:, 0], "cls": table[:, 1:2], "bboxes": table[:, 2:]}
 
 
+#: Objects that overlap, which tasks may dispute.
+CROWD = [[0, 0, 0.4, 0.5, 0.5, 0.6], [0, 2, 0.5, 0.5, 0.5, 0.6], [0, 1, 0.6, 0.5, 0.5, 0.6], [1, 1, 0.5, 0.5, 0.9, 0.9]]
 OBJECTS = [[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], [1, 1, 0.5, 0.5, 0.9, 0.9]]
 
 
+def _varied(preds: dict[str, Any]) -> dict[str, Any]:
+    """Outputs of an untrained model, all alike, moved at random."""
+    generator = torch.Generator().manual_seed(2)
+    moved = {
+        name: value.detach() + 2 * torch.randn(value.shape, generator=generator)
+        for name, value in preds.items()
+        if name in ("boxes", "scores", "iou")
+    }
+    return {**preds, **{name: value.requires_grad_() for name, value in moved.items()}}
+
+
 def _criterion(model: Any, assigner: Any, *, gain: float = 1.0) -> Any:
-    main = build_assigner(assigner, options.settle(options.defaults())) if isinstance(assigner, str) else assigner
+    main = yolo_assigner(assigner, options.settle(options.defaults())) if isinstance(assigner, str) else assigner
     return build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=gain)
 
 
@@ -97,39 +120,37 @@ def test_tal_without_iou_channel_gives_stock_losses_exactly(name: str, stock: ty
     assert all(torch.equal(items[key], value) for key, value in expected_items.items())
 
 
-class _RenamedTaskAligned:
-    """The same decision through the per-task path, which recognises upstream's path by class."""
-
-    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
-        return TaskAligned()(predictions, priors, targets)
-
-
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo26n"])
 def test_per_task_path_gives_the_stock_losses_for_the_stock_assignment(name: str) -> None:
     model, batch = _model(name), _batch(OBJECTS)
     preds = model(batch["img"])
     expected, _ = _criterion(model, "tal")(preds, batch)
-    losses, _ = _criterion(model, _RenamedTaskAligned())(preds, batch)
+    losses, _ = _criterion(model, TaskAligned())(preds, batch)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-5)
     assert not torch.equal(losses, torch.zeros_like(losses))
 
 
-def test_iou_loss_is_mean_squared_error_over_positives_of_either_task() -> None:
-    model, batch = _model("yolo11n"), _batch(OBJECTS)
-    preds = model(batch["img"])
-    criterion = _criterion(model, "mlc", gain=2.0)
+@pytest.mark.parametrize("assigner", ["mlc", "mutual_guidance"])
+def test_iou_loss_is_mean_squared_error_over_positives_of_either_task(assigner: str) -> None:
+    """An anchor both tasks claim, for different objects, learns the IoU with localisation's: it is the box's."""
+    model, batch = _model("yolo11n"), _batch(CROWD)
+    preds = _varied(model(batch["img"]))
+    criterion = _criterion(model, assigner, gain=2.0)
     seen: list[tuple[Predictions, Targets, Assignment]] = []
-    assigner = criterion.schedule.main
+    decide = criterion.schedule.main
 
     def spy(predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
-        seen.append((predictions, targets, assigner(predictions, priors, targets)))
+        seen.append((predictions, targets, decide(predictions, priors, targets)))
         return seen[-1][2]
 
     losses, _ = _criterion(model, spy, gain=2.0)(preds, batch)
     predictions, targets, assignment = seen[0]
+    cls, loc = assignment.classification, assignment.localization
+    differ = cls.positive & loc.positive & (cls.gt_index != loc.gt_index)
+    assert bool(differ.any()) == (assigner == "mutual_guidance")
     errors = []
     for b, a in (assignment.classification.positive | assignment.localization.positive).nonzero().tolist():
-        task = assignment.classification if assignment.classification.positive[b, a] else assignment.localization
+        task = loc if loc.positive[b, a] else cls
         box, goal = predictions.boxes[b, a], targets.boxes[b, task.gt_index[b, a]]
         left_top, right_bottom = torch.maximum(box[:2], goal[:2]), torch.minimum(box[2:], goal[2:])
         overlap = (right_bottom - left_top).clamp(0).prod()
@@ -150,9 +171,10 @@ def test_iou_loss_moves_no_box() -> None:
 
 def test_one_to_one_branch_keeps_its_own_assignment() -> None:
     criterion = _criterion(_model("yolo26n"), "mlc")
-    assert isinstance(criterion.one2one.schedule.main, TaskAligned)
+    assert criterion.one2one.schedule.main is STOCK and criterion.one2many.schedule.main is not STOCK
     assert criterion.one2one.assigner.topk2 == 1
-    assert not isinstance(criterion.one2many.schedule.main, TaskAligned)
+    criterion.schedule = Schedule(TaskAligned(), TaskAligned(topk=1), 2, iou_warmup=3)
+    assert criterion.one2one.schedule == Schedule(STOCK, STOCK, 2, iou_warmup=3)
 
 
 @pytest.mark.parametrize("assigner", ASSIGNERS)
