@@ -13,7 +13,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
-from mlc_yolo.assigners import Assigner, Schedule, build_assigner, yolo_assigner
+from mlc_yolo.assigners import Assigner, Schedule, StockAssignment, build_assigner, yolo_assigner
 from mlc_yolo.checkpoints import model_yaml, safe_load
 from mlc_yolo.checkpoints.marker import load_stock_weights, wants_iou_channel, wants_warp, write_marker
 from mlc_yolo.data.datasets import build
@@ -303,7 +303,7 @@ class MLCTrainer(DurableTrainer):
         kind, own = (model.kind, model.head.own_assigner) if isinstance(model, DetectorModel) else (None, None)
         ours = options.settle(options.split(self.args)[0], kind)
         vars(self.args).update(ours)
-        main = self.custom_assigner
+        main: Assigner | StockAssignment | None = self.custom_assigner
         if main is None:
             main = build_assigner(self.args.assigner, ours, own=own) if own else yolo_assigner(self.args.assigner, ours)
         name = self.args.assigner_base

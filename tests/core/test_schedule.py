@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pickle
+from copy import deepcopy
+
 import pytest
 
 from mlc_yolo.assigners import (
     ATSS,
+    STOCK,
     MaxIoU,
     MutualGuidance,
     MutualLabeling,
@@ -13,6 +17,7 @@ from mlc_yolo.assigners import (
     Schedule,
     TaskAligned,
     build_assigner,
+    yolo_assigner,
 )
 from mlc_yolo.options.specification import defaults, settle, specifications
 
@@ -33,6 +38,22 @@ def test_an_epoch_alone_decides_so_that_resuming_needs_no_state() -> None:
     schedule = Schedule(TaskAligned(), MaxIoU(), warmup=3)
     late = schedule.at(5)
     assert schedule.at(1) is schedule.base and schedule.at(5) is late
+
+
+def test_warm_ups_under_way_move_with_the_run_and_those_that_ended_stay() -> None:
+    schedule = Schedule(TaskAligned(), MaxIoU(), warmup=4, iou_warmup=40)
+    early, late = schedule.lasting(2, 20, epoch=1), schedule.lasting(9, 6, epoch=5)
+    assert (early.warmup, early.iou_warmup) == (2, 20)
+    assert (late.warmup, late.iou_warmup) == (4, 6)  # epoch 4 switched: no way back
+    assert schedule.warms_up(39) and not late.warms_up(6)
+    assert not late.trains_iou(5) and late.trains_iou(6)
+
+
+def test_ultralytics_own_loss_is_asked_for_by_one_object_that_copies_keep() -> None:
+    assert yolo_assigner("tal", settle(defaults())) is STOCK is deepcopy(STOCK) is pickle.loads(pickle.dumps(STOCK))
+    assert not callable(STOCK)
+    assert type(build_assigner("tal", settle(defaults()))) is TaskAligned  # what draws it
+    assert type(yolo_assigner("atss", settle(defaults()))) is ATSS
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from mlc_yolo.coding import decode_dfl, decode_distance
 from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors, grid_priors
+from mlc_yolo.training import yolo_criterion as module
 from mlc_yolo.training.yolo_criterion import build_criterion
 
 ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc"]
@@ -245,3 +246,25 @@ def test_options_reach_the_assigner() -> None:
         build_assigner(name, {**options.settle(options.defaults()), **chosen}) for name in ("mlc", "mutual_guidance")
     )
     assert (mlc.alpha, mlc.tasks, mg.sigma, mg.tasks) == (2.0, "cls", 1.5, "l2c")
+
+
+def test_priors_of_a_size_are_built_once_also_when_a_validation_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._priors_of_size.cache_clear()
+    built: list[Any] = []
+
+    def spy(*args: Any, **kwargs: Any) -> Priors:
+        built.append(args[0])
+        return grid_priors(*args, **kwargs)
+
+    monkeypatch.setattr(module, "grid_priors", spy)
+    model, batch = _model("yolo26n"), _batch(OBJECTS)
+    criterion = _criterion(model, "mlc")
+    with torch.inference_mode():
+        criterion(model(batch["img"]), batch)
+    for _ in range(2):
+        criterion(model(batch["img"]), batch)[0].sum().backward()
+    assert built == [((8, 12), (4, 6), (2, 3))]
+    wider = _batch(OBJECTS, (64, 128))
+    criterion(model(wider["img"]), wider)
+    assert len(built) == 2
+    module._priors_of_size.cache_clear()
