@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -88,6 +90,24 @@ def aligned_ciou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tensor:
     offset = (second[..., :2] + second[..., 2:] - first[..., :2] - first[..., 2:]).square().sum(-1) / 4
     aspect = (4 / math.pi**2) * (torch.atan(w2 / h2) - torch.atan(w1 / h1)).square()
     return iou - (offset / diagonal + aspect * aspect / (aspect - iou + (1 + eps)))
+
+
+def xywh(rows: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return boxes by their upper left corner, width and height, as COCO's files and pycocotools take them.
+
+    Args:
+        rows: (N, 4 or more) numbers, the first four xyxy.
+
+    Returns:
+        (N, 4) float64, also of float32 corners.
+
+    Example:
+        >>> xywh(np.array([[1.0, 2.0, 4.0, 6.0, 0.9]])).tolist()
+        [[1.0, 2.0, 3.0, 4.0]]
+    """
+    boxes = rows[:, :4].astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
 
 
 def _ratio(intersection: Tensor, union: Tensor) -> Tensor:

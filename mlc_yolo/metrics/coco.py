@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlc_yolo.boxes import xywh
+
 #: Names of the numbers, in pycocotools' order.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -49,12 +51,12 @@ def coco_evaluate(
         raise ValueError(
             f"Expected one array per image in both, got {len(detections)} of detections and {len(objects)} of objects."
         )
-    truth = [_annotation(i, _xywh(*box), label) for i, rows in enumerate(objects) for *box, label in rows.tolist()]
+    truth = [_annotation(i, box, label) for i, rows in enumerate(objects) for *box, label in _by_size(rows)]
     # Rounded as Ultralytics rounds predictions.json, so that a file written by save_json=True gives the same numbers.
     found = [
-        _annotation(i, [round(v, 3) for v in _xywh(*box)], label, score=round(score, 5))
+        _annotation(i, [round(v, 3) for v in box], label, score=round(score, 5))
         for i, rows in enumerate(detections)
-        for *box, score, label in rows.tolist()
+        for *box, score, label in _by_size(rows)
     ]
     data_set, judging = _implementation()
     indexed = (_index(data_set(), rows, len(objects), num_classes) for rows in (truth, found))
@@ -74,8 +76,10 @@ def _implementation() -> tuple[Any, Any]:
         return import_module("pycocotools.coco").COCO, import_module("pycocotools.cocoeval").COCOeval
 
 
-def _xywh(x1: float, y1: float, x2: float, y2: float) -> list[float]:
-    return [x1, y1, x2 - x1, y2 - y1]
+def _by_size(rows: NDArray[np.floating]) -> list[list[float]]:
+    """Return rows whose boxes are x, y, width, height."""
+    resized: list[list[float]] = np.concatenate((xywh(rows), rows[:, 4:].astype(np.float64)), 1).tolist()
+    return resized
 
 
 def _annotation(image: int, bbox: list[float], label: float, **extra: float) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from pycocotools import mask
 from scipy import sparse
 
+from mlc_yolo.boxes import xywh
 from mlc_yolo.metrics.errors import BACKGROUND, rows_by_image
 from mlc_yolo.metrics.lanes import MAX_DETECTIONS, THRESHOLDS, Lanes, mean_over_defined
 from mlc_yolo.metrics.records import Records
@@ -321,7 +322,7 @@ class Oracles:
         records, count = self._records, len(self.rows)
         taken = np.full((count, len(THRESHOLDS)), _NONE, dtype=np.int32)
         best = [(np.full(count, _NONE, dtype=np.int32), np.zeros(count)) for _ in range(2)]
-        boxes, objects = _xywh(records.boxes[self.rows]), _xywh(records.gt_boxes)
+        boxes, objects = xywh(records.boxes[self.rows]), xywh(records.gt_boxes)
         by_rank = np.argsort(self._rank)
         images = len(records.images)
         detections = [by_rank[rows] for rows in rows_by_image(self._image[by_rank], images)]
@@ -372,8 +373,3 @@ def _take(mine: Int64Array, there: Int64Array, ious: Float64Array, taken: IntArr
         took = np.flatnonzero(rivals.max(1) >= THRESHOLDS[0])
         free[took, chosen[took]] = False
         taken[mine[row], took] = there[chosen[took]]
-
-
-def _xywh(boxes: NDArray[np.float32]) -> Float64Array:
-    exact = boxes.astype(np.float64)
-    return np.concatenate((exact[:, :2], exact[:, 2:] - exact[:, :2]), 1)

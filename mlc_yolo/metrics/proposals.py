@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
+from mlc_yolo.boxes import xywh
+
 LIMITS = (100, 300, 1000)
 #: Names of the numbers at these limits.
 NAMES = tuple(f"AR@{limit}" for limit in LIMITS)
@@ -66,7 +68,7 @@ def _takers(detections: NDArray[np.floating], objects: NDArray[np.floating], lim
     if not len(detections) or not len(objects):
         return ranks
     best_first = np.argsort(-detections[:, 4], kind="stable")[:limit]
-    iou = np.asarray(mask.iou(_xywh(detections[best_first]), _xywh(objects), [0] * len(objects)))
+    iou = np.asarray(mask.iou(xywh(detections[best_first]), xywh(objects), [0] * len(objects)))
     rows = np.arange(len(_THRESHOLDS))
     for rank in np.flatnonzero(iou.max(1) >= _THRESHOLDS[0]):
         can_take = (iou[rank] >= _THRESHOLDS[:, None]) & (ranks == _NEVER)
@@ -75,9 +77,3 @@ def _takers(detections: NDArray[np.floating], objects: NDArray[np.floating], lim
         takes = can_take[rows, best]
         ranks[rows[takes], best[takes]] = rank
     return ranks
-
-
-def _xywh(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    boxes = rows[:, :4].astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes

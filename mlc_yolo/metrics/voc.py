@@ -33,6 +33,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask
 
+from mlc_yolo.boxes import xywh
+
 #: Names of the numbers: the mean over the thresholds, then at IoU 0.5 and 0.75.
 NAMES = ("AP_11", "AP_area", "AP50_11", "AP50_area", "AP75_11", "AP75_area")
 THRESHOLDS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
@@ -129,7 +131,7 @@ def _best_objects(
     for found, truth in zip(detections, objects, strict=True):
         index, value = np.zeros(len(found), dtype=np.int64), np.zeros(len(found))
         if len(found) and len(truth):
-            iou = np.asarray(mask.iou(_xywh(found), _xywh(truth), [0] * len(truth)))
+            iou = np.asarray(mask.iou(xywh(found), xywh(truth), [0] * len(truth)))
             iou[found[:, 5, None] != truth[:, 4]] = 0
             index, value = iou.argmax(1), iou.max(1)
         best.append(before + index)
@@ -171,9 +173,3 @@ def _average_precision(hits: NDArray[np.bool_], num_objects: int) -> tuple[float
     needed = np.maximum((np.arange(11) * num_objects + 9) // 10, 1)  # hits that reach each tenth; one, for recall 0
     reached = needed[needed <= len(precision)]
     return float(precision[reached - 1].sum() / 11), float(precision.sum() / num_objects)
-
-
-def _xywh(rows: NDArray[np.floating]) -> NDArray[np.float64]:
-    boxes = rows[:, :4].astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes

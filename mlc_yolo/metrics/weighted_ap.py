@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pycocotools import mask
 from scipy import sparse
 
+from mlc_yolo.boxes import xywh
 from mlc_yolo.metrics.lanes import MAX_DETECTIONS, THRESHOLDS, Lanes, mean_over_defined
 from mlc_yolo.metrics.records import Records
 
@@ -98,7 +99,7 @@ class WeightedAP:
 
     def _count_objects(self, records: Records) -> sparse.csr_array:
         """Count the objects of each (area range, class) in each image: (areas * K, I)."""
-        inside = _inside(_xywh(records.gt_boxes))
+        inside = _inside(xywh(records.gt_boxes))
         area, which = np.nonzero(inside)
         rows = area * self.num_classes + records.gt_labels[which]
         shape = len(_AREAS) * self.num_classes, self.num_images
@@ -137,7 +138,7 @@ def _match(records: Records) -> _Matched:
     rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
     order = order[rank < MAX_DETECTIONS]
 
-    boxes, objects = _xywh(records.boxes[order]), _xywh(records.gt_boxes)
+    boxes, objects = xywh(records.boxes[order]), xywh(records.gt_boxes)
     outside = ~_inside(objects)
     counted = np.repeat(_inside(boxes).T[:, :, None], len(THRESHOLDS), axis=2)  # of those not matched
     true = np.zeros_like(counted)
@@ -192,13 +193,8 @@ def _groups(key: Int64Array, records: Records) -> Iterator[tuple[Int64Array, Int
         yield np.arange(low[i], high[i]), gt_order[start[i] : start[i] + count[i]]
 
 
-def _xywh(boxes: NDArray[np.float32]) -> Float64Array:
-    exact = boxes.astype(np.float64)
-    return np.concatenate((exact[:, :2], exact[:, 2:] - exact[:, :2]), 1)
-
-
-def _inside(xywh: Float64Array) -> BoolArray:
+def _inside(boxes: Float64Array) -> BoolArray:
     """Return (areas, n): whether a box's area lies in the range, both ends included."""
-    area = xywh[:, 2] * xywh[:, 3]
+    area = boxes[:, 2] * boxes[:, 3]
     inside: BoolArray = (area >= _AREAS[:, :1]) & (area <= _AREAS[:, 1:])
     return inside
