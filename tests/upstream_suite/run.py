@@ -80,6 +80,7 @@ def make_stand_ins(folder: Path) -> None:
             for layers in branch:  # as built, no score reaches the threshold
                 torch.nn.init.normal_(layers[-1].weight, std=0.5)
                 torch.nn.init.constant_(layers[-1].bias, -1.0)
+                layers[-1].bias.data[0] = 1.0  # people, of whom the tests expect some
         release = version("ultralytics")
         torch.save({"model": model.half(), "train_args": model.args, "version": release, "epoch": -1}, path)
     for name in DATA_SETS:
