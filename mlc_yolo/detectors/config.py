@@ -1,4 +1,4 @@
-"""Model YAMLs of the ported detectors: found by name, read, checked and completed.
+"""Model YAMLs of the ported detectors: looked up by name, read, checked and completed.
 
     detector: retinanet        # retinanet | fcos | rpn | fssd | retinanet_fssd | rfbnet | pafpn
     backbone: resnet50         # any torchvision ResNet; vgg16_bn for the last four
@@ -30,7 +30,8 @@ QUALITIES = {
 }
 
 #: Optional keys. `norm` and `trainable_stages` left empty mean "frozen" and 3 on pretrained weights, "batch" and 5 from
-#: scratch, as in torchvision. `levels` is for the detectors that choose: 4, with strides 8 to 64, or more.
+#: scratch, as in torchvision. `width` is the pyramid's; RFBNet's first three levels have twice that. `levels` is for
+#: the detectors that choose: 4, with strides 8 to 64, or more.
 DEFAULTS: dict[str, Any] = {
     "nc": 80,
     "width": 256,

@@ -17,7 +17,7 @@ from ultralytics.utils.torch_utils import intersect_dicts
 
 from mlc_yolo.detectors.config import complete, settle
 from mlc_yolo.detectors.frozen_norm import FrozenNorm
-from mlc_yolo.detectors.multibox import PYRAMIDS
+from mlc_yolo.detectors.multibox import PYRAMIDS, level_widths
 from mlc_yolo.detectors.parts import RESNET_STAGES, Backbone, Pyramid, frozen_prefixes
 from mlc_yolo.detectors.vgg import VGG, VGG_STAGES, VGGBackbone
 from mlc_yolo.heads.anchor_based import RetinaNetDetect, RPNDetect
@@ -62,17 +62,17 @@ class DetectorModel(DetectionModel):
             backbone: Backbone = VGGBackbone(**norm)
         else:
             backbone = Backbone(self.yaml["backbone"], stages=(1, 2, 3, 4) if kind == "rpn" else (2, 3, 4), **norm)
-        shape = {"num_classes": self.yaml["nc"], "width": width, "quality": self.yaml["quality"]}
+        outputs = {"num_classes": self.yaml["nc"], "quality": self.yaml["quality"]}
         neck: nn.Module
         head: DenseDetect
         if kind in PYRAMIDS:
             neck = PYRAMIDS[kind](backbone.widths, width, levels)
-            head = MultiBoxDetect(**shape, levels=levels)
+            head = MultiBoxDetect(widths=level_widths(kind, width, levels), **outputs)
         else:
             from_c5 = kind == "retinanet" and follows == "paper"
             extra = "pool" if kind == "rpn" else "p6p7_from_c5" if from_c5 else "p6p7_from_p5"
             neck = Pyramid(backbone.widths, width, extra=extra)
-            head = _HEADS[kind](**shape, follows=follows)
+            head = _HEADS[kind](width=width, **outputs, follows=follows)
         self.model = nn.Sequential(backbone, neck, head)
         part: Any  # Ultralytics hangs its notes on the modules
         for i, part in enumerate(self.model):

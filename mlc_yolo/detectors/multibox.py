@@ -8,7 +8,7 @@ from torch import nn
 
 from mlc_yolo.detectors.fssd import Concatenation, FusedPyramid
 from mlc_yolo.detectors.pafpn import BottomUp, ContextEnhancement, TopDown
-from mlc_yolo.detectors.rfb import RFBPyramid
+from mlc_yolo.detectors.rfb import RFBPyramid, rfb_widths
 
 
 def _fssd(widths: list[int], width: int, levels: int) -> nn.Module:
@@ -39,3 +39,14 @@ PYRAMIDS: dict[str, Callable[[list[int], int, int], nn.Module]] = {
     "rfbnet": _rfbnet,
     "pafpn": _pafpn,
 }
+
+
+def level_widths(kind: str, width: int, levels: int) -> list[int]:
+    """Return the channels of a pyramid's levels, finest first.
+
+    Args:
+        kind: one of `PYRAMIDS`.
+        width: the configuration's.
+        levels: L.
+    """
+    return rfb_widths(width, levels=levels) if kind == "rfbnet" else [width] * levels

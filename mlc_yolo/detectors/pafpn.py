@@ -1,29 +1,38 @@
 """What Mutual Guidance's pyramids add to FSSD's: a top-down path, a bottom-up path, and context.
 
-- `TopDown` is a feature pyramid network (Lin et al., CVPR 2017), torchvision's. FSSD's pyramid and this one are the
-  paper's "RetinaNet".
+- `TopDown` is a feature pyramid network (Lin et al., CVPR 2017). FSSD's pyramid and this one are the paper's
+  "RetinaNet".
 - `BottomUp` is the second path of PANet (Liu et al., CVPR 2018).
 - `ContextEnhancement` is ThunderNet's (Qin et al., ICCV 2019): the sum of 1x1 convolutions of the sources and of the
-  coarsest one's global average. `PAFPN` is this, `TopDown` and `BottomUp`.
+  coarsest one's global average, here at stride 8 and through a 3x3 convolution. `PAFPN` is this, FSSD's further levels,
+  `TopDown` and `BottomUp`.
 
-Our decisions: ThunderNet enhances one map of stride 16 from C4 and C5. Here all the backbone's sources are summed at
-stride 8 and the levels grow from the sum as FSSD's do, so that the pyramids differ in their fusion and paths alone. The
-global average has no batch normalisation, which would need more than one image. The top-down path's 1x1 convolutions
-have no ReLU, as in torchvision; its 3x3 ones have one.
+Layers and connections are those of Mutual Guidance's published code; see `fssd` for what differs in every pyramid.
+
+Our decisions: that code sums two sources, which with a VGG-16 are all; with a ResNet we sum three. The global average
+of a single image is normalised by running statistics, because batch normalisation needs more than one value.
 
 The import paths of these classes are written into checkpoints: they are a file format and must not change.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import FeaturePyramidNetwork
+from torchvision.ops import Conv2dNormActivation
 
 from mlc_yolo.detectors.fssd import conv, to_size_of
+
+
+class PooledNorm(nn.BatchNorm2d):
+    """Batch normalisation of one cell per image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, 1, 1); a batch of one image by the running statistics, which then stay as they are."""
+        if self.training and len(x) == 1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
 
 
 class ContextEnhancement(nn.Module):
@@ -38,19 +47,21 @@ class ContextEnhancement(nn.Module):
         """
         super().__init__()
         self.laterals = nn.ModuleList([conv(w, width, 1) for w in widths])
-        self.context = nn.Conv2d(widths[-1], width, 1)
+        self.context = Conv2dNormActivation(widths[-1], width, 1, norm_layer=PooledNorm)
+        self.merge = conv(width, width, 3)
 
     def forward(self, sources: list[Tensor]) -> Tensor:
         """Return (B, width, H, W) of sources (B, C, h, w), finest first."""
         maps = [lateral(source) for lateral, source in zip(self.laterals, sources, strict=True)]
-        fused: Tensor = self.context(sources[-1].mean((2, 3), keepdim=True))
+        total: Tensor = self.context(sources[-1].mean((2, 3), keepdim=True))
         for m in maps:
-            fused = fused + to_size_of(m, maps[0])
+            total = total + to_size_of(m, maps[0])
+        fused: Tensor = self.merge(total)
         return fused
 
 
 class TopDown(nn.Module):
-    """torchvision's feature pyramid network over existing levels, with batch normalisation and ReLU."""
+    """A feature pyramid network over existing levels: each one gets what the coarser ones know."""
 
     def __init__(self, width: int, *, levels: int):
         """Build it with fresh weights.
@@ -60,11 +71,15 @@ class TopDown(nn.Module):
             levels: L.
         """
         super().__init__()
-        self.fpn = FeaturePyramidNetwork([width] * levels, width, norm_layer=nn.BatchNorm2d)
+        self.laterals = nn.ModuleList([conv(width, width, 1) for _ in range(levels)])
+        self.smooth = nn.ModuleList([conv(width, width, 3) for _ in range(levels)])
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Return levels of the same shapes, each with what the coarser ones know."""
-        return [F.relu(m) for m in self.fpn(OrderedDict((str(i), m) for i, m in enumerate(levels))).values()]
+        """Return levels of the same shapes."""
+        sums = [lateral(level) for lateral, level in zip(self.laterals, levels, strict=True)]
+        for finer in reversed(range(len(sums) - 1)):
+            sums[finer] = sums[finer] + to_size_of(sums[finer + 1], sums[finer])
+        return [smooth(total) for smooth, total in zip(self.smooth, sums, strict=True)]
 
 
 class BottomUp(nn.Module):
@@ -79,15 +94,15 @@ class BottomUp(nn.Module):
         """
         super().__init__()
         self.down = nn.ModuleList([conv(width, width, 3, stride=2) for _ in range(levels - 1)])
-        self.smooth = nn.ModuleList([conv(width, width, 3) for _ in range(levels - 1)])
+        self.smooth = nn.ModuleList([conv(width, width, 3) for _ in range(levels)])
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Return levels of the same shapes; the finest one is handed through."""
-        enhanced = [levels[0]]
-        for down, smooth, level in zip(self.down, self.smooth, levels[1:], strict=True):
-            enhanced.append(smooth(down(enhanced[-1]) + level))
-        return enhanced
+        """Return levels of the same shapes."""
+        sums = [levels[0]]
+        for down, level in zip(self.down, levels[1:], strict=True):
+            sums.append(level + down(sums[-1]))
+        return [smooth(total) for smooth, total in zip(self.smooth, sums, strict=True)]
 
 
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)
-torch.serialization.add_safe_globals([ContextEnhancement, TopDown, BottomUp, FeaturePyramidNetwork])
+torch.serialization.add_safe_globals([PooledNorm, ContextEnhancement, TopDown, BottomUp])

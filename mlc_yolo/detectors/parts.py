@@ -90,7 +90,7 @@ class Pyramid(nn.Module):
 
 
 class _P6P7(LastLevelP6P7):
-    """torchvision's P6 and P7, told where P6 comes from; torchvision guesses it from the channels, which may agree."""
+    """torchvision's P6 and P7 with P6's source stated; torchvision guesses it from the channels, which may agree."""
 
     def __init__(self, in_channels: int, out_channels: int, *, from_p5: bool):
         super().__init__(in_channels, out_channels)

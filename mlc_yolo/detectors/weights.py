@@ -1,7 +1,7 @@
 """Starting from torchvision's weights: ImageNet backbones, and its own RetinaNet and FCOS.
 
 A source is a state-dict file (`.pth`) or the name of a torchvision weight enum such as
-`RetinaNet_ResNet50_FPN_Weights.COCO_V1`, which torchvision downloads. What it holds is told by its tensors' names.
+`RetinaNet_ResNet50_FPN_Weights.COCO_V1`, which torchvision downloads. Its tensors' names say what it holds.
 
 A detector's state dict makes the model follow torchvision's conventions, so that it gives torchvision's own boxes. Of
 its 91 COCO outputs the 80 that stand for a class are kept, in COCO's order, which is Ultralytics' too.
@@ -182,10 +182,10 @@ def _refuse_misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], c
     extra = {name for name in given if not name.endswith("num_batches_tracked")} - names
     wrong = [name for name in names if name in given and wanted[name].shape != given[name].shape]
     missing = names - set(given)
-    for what, found in (("missing", missing), ("not of this model", extra), ("of another shape", wrong)):
-        if found:
-            listed = ", ".join(sorted(found)[:3])
-            raise ValueError(f"{complaint}: {len(found)} tensors {what}, such as {listed}")
+    for what, misfits in (("missing", missing), ("not of this model", extra), ("of another shape", wrong)):
+        if misfits:
+            listed = ", ".join(sorted(misfits)[:3])
+            raise ValueError(f"{complaint}: {len(misfits)} tensors {what}, such as {listed}")
 
 
 def _coco80(state: dict[str, Tensor], anchors: int) -> tuple[dict[str, Tensor], list[str] | None]:

@@ -21,7 +21,8 @@ from torchvision.models.detection.rpn import RPNHead
 
 from mlc_yolo.assigners.max_iou import MaxIoU
 from mlc_yolo.coding import decode_delta, encode_delta
-from mlc_yolo.heads.dense import DenseDetect, LossRecipe, Quality, flat, grid_steps, zero_conv
+from mlc_yolo.heads.dense import DenseDetect, LossRecipe, Quality, flat, grid_steps, level_sizes, zero_conv
+from mlc_yolo.heads.prior_cache import built_once
 from mlc_yolo.priors import Priors
 
 #: A decoded side is at most this many times its prior's: torchvision's bound, also mmdetection's.
@@ -37,15 +38,7 @@ class AnchorDetect(DenseDetect):
 
     def priors(self, feats: list[Tensor], *, scale: float) -> Priors:
         """Return torchvision's anchors; `scale` is for point-based heads."""
-        generator = AnchorGenerator(self.sides, (_RATIOS,) * len(self.sides))
-        generator.set_cell_anchors(torch.float32, feats[0].device)
-        sizes = [list(m.shape[2:]) for m in feats]
-        steps = [list(step) for step in grid_steps(feats, self.level_strides[0])]
-        per_level = generator.grid_anchors(sizes, steps)
-        boxes = torch.cat(per_level)
-        counts = torch.tensor([len(level) for level in per_level], device=boxes.device)
-        levels = torch.arange(self.nl, device=boxes.device).repeat_interleave(counts, output_size=len(boxes))
-        return Priors((boxes[:, :2] + boxes[:, 2:]) / 2, boxes, self.stride.to(boxes.device)[levels], levels)
+        return _priors(level_sizes(feats), self.level_strides, self.sides, feats[0].device)
 
     def decode(self, boxes: Tensor, priors: Priors) -> Tensor:
         """Decode deltas (..., 4) to xyxy px."""
@@ -133,6 +126,24 @@ class RPNDetect(AnchorDetect):
         if self.quality == "iou":
             raw["quality"] = flat([self.cv_iou(t) for t in hidden], 1)[..., 0]
         return raw
+
+
+@built_once
+def _priors(
+    sizes: tuple[tuple[int, int], ...],
+    strides: tuple[int, ...],
+    sides: tuple[tuple[int, ...], ...],
+    device: torch.device,
+) -> Priors:
+    generator = AnchorGenerator(sides, (_RATIOS,) * len(sides))
+    generator.set_cell_anchors(torch.float32, device)
+    steps = [list(step) for step in grid_steps(sizes, strides[0])]
+    per_level = generator.grid_anchors([list(size) for size in sizes], steps)
+    boxes = torch.cat(per_level)
+    counts = torch.tensor([len(level) for level in per_level], device=device)
+    levels = torch.arange(len(sizes), device=device).repeat_interleave(counts, output_size=len(boxes))
+    per_anchor = torch.tensor(strides, dtype=torch.float32, device=device)[levels]
+    return Priors((boxes[:, :2] + boxes[:, 2:]) / 2, boxes, per_anchor, levels)
 
 
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)

@@ -14,6 +14,7 @@ Heads derive from `Detect` because Ultralytics asks for it: strides, export flag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,7 +90,7 @@ class DenseDetect(Detect):
         self.pre_nms = pre_nms
 
     def priors(self, feats: list[Tensor], *, scale: float) -> Priors:
-        """Return the priors of feature maps of these sizes.
+        """Return the priors of feature maps of these sizes: of one size the same object, not to be written to.
 
         Args:
             feats: L feature maps (B, C, H, W).
@@ -195,13 +196,22 @@ def flat(maps: list[Tensor], width: int) -> Tensor:
     return torch.cat([m.permute(0, 2, 3, 1).reshape(m.shape[0], -1, width) for m in maps], 1)
 
 
-def grid_steps(feats: list[Tensor], finest: float) -> list[tuple[int, int]]:
-    """Return px per cell (y, x) of each level as torchvision has it: the input's size by the map's, rounded down.
+def level_sizes(feats: list[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Return (H, W) in cells of L feature maps (B, C, H, W)."""
+    return tuple((m.shape[2], m.shape[3]) for m in feats)
+
+
+def grid_steps(sizes: Sequence[tuple[int, int]], finest: float) -> list[tuple[int, int]]:
+    """Return px per cell (y, x) of every level as torchvision has it: the input's size by the map's, rounded down.
 
     On inputs that the coarsest stride does not divide this is less than that stride.
+
+    Args:
+        sizes: (H, W) in cells of every level, finest first.
+        finest: stride of the finest.
     """
-    height, width = (int(n * finest) for n in feats[0].shape[2:])
-    return [(height // m.shape[2], width // m.shape[3]) for m in feats]
+    height, width = (int(n * finest) for n in sizes[0])
+    return [(height // rows, width // columns) for rows, columns in sizes]
 
 
 def _anchors_per_level(anchors: int, feats: list[Tensor]) -> list[int]:

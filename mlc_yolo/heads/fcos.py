@@ -25,7 +25,8 @@ from torchvision.models.detection.fcos import FCOSClassificationHead, FCOSRegres
 
 from mlc_yolo.assigners.point_in_box import PointInBox
 from mlc_yolo.coding import decode_distance, encode_distance
-from mlc_yolo.heads.dense import DenseDetect, LossRecipe, Quality, flat, grid_steps, zero_conv
+from mlc_yolo.heads.dense import DenseDetect, LossRecipe, Quality, flat, grid_steps, level_sizes, zero_conv
+from mlc_yolo.heads.prior_cache import built_once
 from mlc_yolo.priors import Priors, grid_priors, square_priors
 
 #: Largest log distance: e^9 px is beyond any image, and keeps float32 gradients finite.
@@ -65,16 +66,8 @@ class FCOSDetect(DenseDetect):
 
     def priors(self, feats: list[Tensor], *, scale: float) -> Priors:
         """Return the anchor points with square priors of `scale` strides."""
-        sizes = [(m.shape[2], m.shape[3]) for m in feats]
-        centred = grid_priors(sizes, self.level_strides, scale=scale, device=feats[0].device)
-        if not self.torchvision_rules:
-            return centred
-        points = []
-        for (height, width), (step_y, step_x) in zip(sizes, grid_steps(feats, self.level_strides[0]), strict=True):
-            y, x = torch.arange(height, device=centred.points.device), torch.arange(width, device=centred.points.device)
-            grid = torch.meshgrid(y * step_y, x * step_x, indexing="ij")
-            points.append(torch.stack((grid[1], grid[0]), -1).reshape(-1, 2))
-        return square_priors(torch.cat(points), centred.strides, centred.levels, scale=scale)
+        corners = self.torchvision_rules
+        return _priors(level_sizes(feats), self.level_strides, scale, corners, feats[0].device)
 
     def raw(self, feats: list[Tensor]) -> dict[str, Any]:
         """Return log distances (torchvision: distances in strides), class logits and, where learned, quality logits."""
@@ -114,6 +107,21 @@ class FCOSDetect(DenseDetect):
         """Encode xyxy px boxes that hold their point as raw distances."""
         distances = encode_distance(boxes, priors.points)
         return distances / priors.strides[..., None] if self.torchvision_rules else distances.log()
+
+
+@built_once
+def _priors(
+    sizes: tuple[tuple[int, int], ...], strides: tuple[int, ...], scale: float, corners: bool, device: torch.device
+) -> Priors:
+    centred = grid_priors(sizes, strides, scale=scale, device=device)
+    if not corners:
+        return centred
+    points = []
+    for (height, width), (step_y, step_x) in zip(sizes, grid_steps(sizes, strides[0]), strict=True):
+        y, x = torch.arange(height, device=device), torch.arange(width, device=device)
+        grid = torch.meshgrid(y * step_y, x * step_x, indexing="ij")
+        points.append(torch.stack((grid[1], grid[0]), -1).reshape(-1, 2))
+    return square_priors(torch.cat(points), centred.strides, centred.levels, scale=scale)
 
 
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)

@@ -24,7 +24,7 @@ STRIDES = [(8, 16, 32), (4, 8, 16, 32), (8, 16, 32, 64), (8, 16, 32, 64, 128), (
 HEADS: dict[str, tuple[DenseDetect, int]] = {
     "fcos": (FCOSDetect(2, 32, quality="iou", follows="paper"), 1),
     "fcos as in torchvision": (FCOSDetect(2, 32, quality="none", follows="torchvision"), 1),
-    "multibox": (MultiBoxDetect(2, 8, quality="none", levels=4), 6),
+    "multibox": (MultiBoxDetect(2, [8] * 4, quality="none"), 6),
     "rpn": (RPNDetect(1, 8, quality="none", follows="paper"), 3),
     "retinanet": (RetinaNetDetect(2, 8, quality="none", follows="paper"), 9),
 }

@@ -33,9 +33,9 @@ def test_every_bundled_yaml_builds_the_detector_of_its_name(name: str) -> None:
     assert (config["detector"], config["backbone"]) == (kind.replace("-", "_"), NETS[net])
     model = DetectorModel(config, verbose=False).eval()
     assert type(model.head).__name__.lower() == ("multiboxdetect" if config["levels"] else f"{kind}detect")
-    found = model(torch.rand(1, 3, 64, 96))[0]
-    assert found.shape[1] == 4 + config["nc"] + len(model.head.extra_channels)
-    assert bool(found.isfinite().all())
+    output = model(torch.rand(1, 3, 64, 96))[0]
+    assert output.shape[1] == 4 + config["nc"] + len(model.head.extra_channels)
+    assert bool(output.isfinite().all())
 
 
 @pytest.mark.parametrize("backbone", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])

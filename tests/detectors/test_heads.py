@@ -52,8 +52,8 @@ def test_encoding_undoes_decoding(kind: str) -> None:
     model = _detector(kind, "none", "paper")
     priors = _priors(model)
     raw = torch.randn(2, len(priors), 4, generator=torch.Generator().manual_seed(0)) / 2 + 2 * (kind == "fcos")
-    found = model.head.encode(model.head.decode(raw, priors), priors)
-    torch.testing.assert_close(found, raw, rtol=1e-3, atol=1e-3)
+    encoded = model.head.encode(model.head.decode(raw, priors), priors)
+    torch.testing.assert_close(encoded, raw, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "rpn"])
@@ -90,15 +90,15 @@ def _pairs_by_level(head: DenseDetect, raw: dict[str, Any], limit: int) -> list[
     for b in range(len(raw["scores"])):
         start = 0
         for level, count in enumerate(cells):
-            found = []
+            candidates = []
             for anchor in range(start, start + count * per_cell):
                 quality = raw["quality"][b, anchor].sigmoid() if "quality" in raw and head.rescore else torch.ones(())
                 for label in range(head.nc):
                     confidence = raw["scores"][b, anchor, label].sigmoid() * quality
                     if getattr(head, "torchvision_rules", False):
                         confidence = confidence.sqrt()
-                    found.append((b, float(confidence), level, anchor, label))
-            pairs += sorted(found, key=lambda pair: -pair[1])[:limit]
+                    candidates.append((b, float(confidence), level, anchor, label))
+            pairs += sorted(candidates, key=lambda pair: -pair[1])[:limit]
             start += count * per_cell
     return pairs
 
@@ -121,22 +121,22 @@ def test_inference_keeps_each_levels_best_pairs(kind: str, quality: str, follows
         x1, y1, x2, y2 = box.tolist()
         clipped = [min(max(x1, 0), width), min(max(y1, 0), height), min(max(x2, 0), width), min(max(y2, 0), height)]
         expected.append([b, label, confidence, *clipped, *([float(level)] if kind == "rpn" else [])])
-    found = []
+    parts = []
     for b, columns in enumerate(decoded):
         rows = columns.T
         anchor, label = (rows[:, 4 : 4 + head.nc] > 0).nonzero(as_tuple=True)
         extra = rows[anchor, 4 + head.nc :]
         confidence = rows[anchor, 4 + label]
         index = torch.full_like(confidence, b)
-        found.append(torch.cat((torch.stack((index, label, confidence), 1), rows[anchor, :4], extra), 1))
-    _assert_same_rows(torch.cat(found), torch.tensor(expected))
+        parts.append(torch.cat((torch.stack((index, label, confidence), 1), rows[anchor, :4], extra), 1))
+    _assert_same_rows(torch.cat(parts), torch.tensor(expected))
 
 
-def _assert_same_rows(found: Tensor, expected: Tensor) -> None:
+def _assert_same_rows(rows: Tensor, expected: Tensor) -> None:
     """Equal up to the order."""
-    assert found.shape == expected.shape
+    assert rows.shape == expected.shape
     scale = expected.abs().amax(0).clamp(min=1)
-    distances = ((found[:, None] - expected) / scale).abs().amax(-1)
+    distances = ((rows[:, None] - expected) / scale).abs().amax(-1)
     assert float(distances.amin(0).amax()) < 1e-4
     assert float(distances.amin(1).amax()) < 1e-4
 

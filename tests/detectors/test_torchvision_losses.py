@@ -118,10 +118,10 @@ def test_losses_and_gradients_are_torchvisions_with_its_own_matches(
     }
     with fixed_statistics(theirs, ours):
         losses, items = _criterion(ours)(ours(images), _batch([objects]))
-        found = torch.autograd.grad(losses.sum(), [ours.get_parameter(name) for name in watched])
+        ours_all = torch.autograd.grad(losses.sum(), [ours.get_parameter(name) for name in watched])
         expected = theirs(list(images), _their_targets([objects]))
         wanted = torch.autograd.grad(sum(expected.values()), [theirs.get_parameter(n) for n in watched.values()])
     for name in ("box_loss", "cls_loss", *(["ctr_loss"] if kind == "fcos" else [])):
         torch.testing.assert_close(items[name], expected[NAMES[name]].detach(), rtol=1e-4, atol=1e-6)
-    for ours_here, theirs_here in zip(found, wanted, strict=True):
+    for ours_here, theirs_here in zip(ours_all, wanted, strict=True):
         assert (ours_here - theirs_here).norm() <= 1e-3 * theirs_here.norm()

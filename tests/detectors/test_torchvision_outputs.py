@@ -98,9 +98,9 @@ def test_boxes_scores_and_labels_are_torchvisions(kind: str, size: tuple[int, in
         patch.setattr(theirs, "detections_per_img", max_det)
         expected = theirs(list(images))
         decoded = ours(images)[0]
-    for found, wanted in zip(decoded, expected, strict=True):
+    for rows, wanted in zip(decoded, expected, strict=True):
         rows = torch.cat((wanted["boxes"], wanted["scores"][:, None], wanted["labels"][:, None].float()), 1)
-        detections = _detections(found, theirs.score_thresh, iou_threshold, max_det)
+        detections = _detections(rows, theirs.score_thresh, iou_threshold, max_det)
         assert len(rows[:, 5].unique()) > 2
         _assert_same_detections(detections, rows, at_least=50)
         torch.testing.assert_close(detections[:, 4], rows[:, 4], rtol=0, atol=1e-4)
@@ -125,8 +125,8 @@ def test_an_rpn_proposes_what_torchvisions_does(size: tuple[int, int]) -> None:
     torch.testing.assert_close(raw["scores"].flatten(0, 1), objectness)
     torch.testing.assert_close(raw["boxes"].flatten(0, 1), deltas)
     assert ours.head.extra_channels == ("level",)
-    for found, expected in zip(decoded, proposals, strict=True):
-        boxes, scores, level = found.T.split((4, 1, 1), 1)
+    for rows, expected in zip(decoded, proposals, strict=True):
+        boxes, scores, level = rows.T.split((4, 1, 1), 1)
         rows = select_detections(
             xywh2xyxy(boxes), scores, confidence=0, iou_threshold=0.7, max_det=10_000, groups=level[:, 0].long()
         )

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from ultralytics.utils import DEFAULT_CFG_DICT
 
+from mlc_yolo.detectors.config import find_config
+from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.options import specification as options
 from mlc_yolo.paper.reproduce import COLUMNS, PAPER_IMAGES
 from mlc_yolo.paper.rows import find_row, read_row, rescaled
@@ -112,6 +115,25 @@ def test_mutual_guidance_has_voc_and_coco_schedules_and_the_tasks_its_name_says(
             assert (row["assigner"], row.get("mg_tasks")) == assigners[file.stem.rpartition("_")[2]]
 
 
+def test_mutual_guidances_rows_say_where_they_leave_the_authors_code() -> None:
+    everywhere = ("Priors are not clipped", "Balanced L1 is its paper's integral", "momentum 0.1, theirs 0.01")
+    for file in PAPER.glob("mg_*.yaml"):
+        differences = file.read_text(encoding="utf-8").split("# Known differences")[1].split("\n\n")[0]
+        assert all(text in differences for text in everywhere), file
+        static, guided = "forced positive" in differences, "capped at the priors that overlap" in differences
+        assert (static, guided) == ("_static" in file.stem, "_static" not in file.stem), file
+
+
+def test_mutual_guidances_batch_normalisation_has_the_momentum_that_the_rows_say() -> None:
+    for name in {read_row(file).arguments["model"] for file in PAPER.glob("mg_*.yaml")}:
+        config = find_config(name)
+        assert config is not None
+        with torch.device("meta"):
+            model = DetectorModel(config, verbose=False)
+        norms = [m for m in model.get_submodule("model.1").modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert norms and {norm.momentum for norm in norms} == {0.1}
+
+
 def test_guiding_both_tasks_is_the_papers_best_row_of_every_detector() -> None:
     # A number in another row's file would stand out.
     for table, column, rows in (("mg_table1", "VOC_AP", 4), ("mg_table2", "AP", 2)):
@@ -120,9 +142,9 @@ def test_guiding_both_tasks_is_the_papers_best_row_of_every_detector() -> None:
             if file.stem.startswith(table):
                 detector, _, how = file.stem.rpartition("_")
                 values.setdefault(detector, {})[how] = read_row(file).paper[column]
-        assert len(values) == 5 and {len(found) for found in values.values()} == {rows}
-        for found in values.values():
-            assert min(found, key=found.__getitem__) == "static" and max(found, key=found.__getitem__) == "both"
+        assert len(values) == 5 and {len(numbers) for numbers in values.values()} == {rows}
+        for numbers in values.values():
+            assert min(numbers, key=numbers.__getitem__) == "static" and max(numbers, key=numbers.__getitem__) == "both"
 
 
 def test_semi_supervised_rows_switch_one_part_on_after_another() -> None:
@@ -131,8 +153,8 @@ def test_semi_supervised_rows_switch_one_part_on_after_another() -> None:
     for file in FILES:
         if file.stem.startswith("sed"):
             row = read_row(file).arguments
-            found = (row["ssl"], row.get("ssl_reweight"), row.get("ssl_scale"))
-            assert found == parts[file.stem.rpartition("_")[2]]
+            switched = (row["ssl"], row.get("ssl_reweight"), row.get("ssl_scale"))
+            assert switched == parts[file.stem.rpartition("_")[2]]
 
 
 @pytest.mark.parametrize(("start", "labelled"), [("sed_5pct", 5_914), ("sed_10pct", 11_829)])
