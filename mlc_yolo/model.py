@@ -259,7 +259,8 @@ class MLCYOLO(YOLO):
         if stock.get("data") is not None:  # images to calibrate by
             stock["data"] = resolve_for_upstream(stock["data"], split=stock.get("split"))
         target = str(stock.get("format", "")).lower()
-        if isinstance(self.model, DetectorModel) and (target in {"stock", *NEEDS_STOCK} or stock.get("dynamic")):
+        for_yolo = target in {"stock", "edgetpu", *NEEDS_STOCK} or stock.get("dynamic")
+        if isinstance(self.model, DetectorModel) and for_yolo:
             asked = "dynamic=True" if stock.get("dynamic") else f"format={target}"
             raise ValueError(
                 f"{asked} is for YOLO; {self.model.kind} models are exported at a fixed size, to a format that takes "

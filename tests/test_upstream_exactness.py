@@ -15,7 +15,7 @@ from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.callbacks import base
 
-from mlc_yolo import upstream
+from mlc_yolo import MLCYOLO, upstream
 from mlc_yolo.detectors.config import bundled, find_config
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.heads.dense import DenseDetect
@@ -95,3 +95,9 @@ def test_what_asks_for_a_kind_of_head_takes_ours_for_one() -> None:
     for kind in (IoUAwareDetect, type(DetectorModel(config, verbose=False).head)):
         assert issubclass(kind, Detect) and kind.__name__.endswith("Detect")
     assert "Trainer" in SemiTrainer.__name__ and '"Trainer" in ' in inspect.getsource(base)
+
+
+@pytest.mark.parametrize("target", ["edgetpu", "imx", "hailo"])
+def test_formats_that_replace_or_refuse_a_ported_head_are_refused_before_anything_is_made(target: str) -> None:
+    with pytest.raises(ValueError, match=f"format={target} is for YOLO"):
+        MLCYOLO("retinanet-r18-fpn.yaml").export(format=target)
