@@ -86,6 +86,25 @@ def scene(seed: int, *, generic: bool = False) -> Scene:
     )
 
 
+def with_nine_anchors_a_cell(batch: Scene) -> Scene:
+    """Give every cell nine anchors, as RetinaNet does: three sizes of three shapes about one point.
+
+    Each predicts the cell's box moved a little, with the cell's scores lowered a little, both exact in float32.
+    """
+    sizes = torch.tensor([[w, h] for scale in (0.5, 1.0, 1.5) for w, h in ((1.0, 1.0), (0.75, 1.25), (1.25, 0.75))])
+    number = torch.arange(9.0)
+    cell = torch.arange(len(batch.priors)).repeat_interleave(9)
+    priors = batch.priors[cell]
+    half = (priors.boxes[:, 2:] - priors.boxes[:, :2]) / 2 * sizes.repeat(len(batch.priors), 1)
+    by = (number * 3 / GRAIN).repeat(len(batch.priors))[:, None]
+    lowered = (1 - number / 32).repeat(len(batch.priors))[:, None]
+    return replace(
+        batch,
+        predictions=Predictions(batch.predictions.scores[:, cell] * lowered, batch.predictions.boxes[:, cell] + by),
+        priors=replace(priors, boxes=torch.cat((priors.points - half, priors.points + half), 1)),
+    )
+
+
 def single_image(batch: Scene, index: int) -> Scene:
     """Return one image of a batch as a batch of its own."""
     one = slice(index, index + 1)

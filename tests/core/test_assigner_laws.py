@@ -21,15 +21,29 @@ from mlc_yolo.assigners import (
 from mlc_yolo.priors import Priors
 
 from .references import VARIANTS, Variant, images
-from .scenes import NUM_CLASSES, Scene, mirrored, scene, shifted, single_image
+from .scenes import NUM_CLASSES, Scene, mirrored, scene, shifted, single_image, with_nine_anchors_a_cell
 
 SEEDS = range(0, 15)
 TASKS = ("classification", "localization")
 
 
-@pytest.fixture(params=VARIANTS)
+#: An assigner a user derives without a change obeys the laws as its base does.
+DERIVED = {f"own {name}": variant for name, variant in VARIANTS.items() if name in ("tal", "max_iou", "fcos", "atss")}
+DERIVED |= {f"own {name}": VARIANTS[name] for name in ("mutual_guidance-2.0-both", "mlc-tal-0.5-both")}
+
+
+def derived(variant: Variant) -> Variant:
+    """Return the variant with an assigner of a subclass, `class Mine(TaskAligned)` and so on."""
+    base = type(variant.assigner)
+    mine = object.__new__(type("Mine", (base,), {}))
+    vars(mine).update(vars(variant.assigner))
+    return replace(variant, assigner=mine)
+
+
+@pytest.fixture(params=[*VARIANTS, *DERIVED])
 def variant(request: pytest.FixtureRequest) -> Variant:
-    return VARIANTS[request.param]
+    name = request.param
+    return VARIANTS[name] if name in VARIANTS else derived(DERIVED[name])
 
 
 def assign(variant: Variant, batch: Scene) -> Assignment:
@@ -162,6 +176,23 @@ def test_no_gradient_flows_into_the_predictions(variant: Variant) -> None:
     boxes = batch.predictions.boxes.clone().requires_grad_()
     result = assign(variant, replace(batch, predictions=Predictions(scores, boxes)))
     assert not any(tensor.requires_grad for task in tasks(result) for tensor in (task.weight, task.quality))
+
+
+# Several anchors a cell -----------------------------------------------------------------------------------------------
+
+
+def test_nine_anchors_a_cell_are_assigned_as_one_is(variant: Variant) -> None:
+    for seed in range(5):
+        batch = with_nine_anchors_a_cell(scene(seed, generic=True))
+        together = assign(variant, batch)
+        for index, image in enumerate(images(batch)):
+            alone = assign(variant, single_image(batch, index))
+            assert_same(map_tensors(together, lambda t, i=index: t[i : i + 1]), alone, exact=False)
+            owner = {obj.slot: obj for obj in image.objects}
+            for task, classification in zip(tasks(together), (True, False), strict=True):
+                for a in task.positive[index].nonzero()[:, 0].tolist():
+                    assert variant.candidate(image, owner[int(task.gt_index[index, a])], a, classification)
+        assert_same(assign(variant, mirrored(batch)), together)
 
 
 # Equivariance ---------------------------------------------------------------------------------------------------------

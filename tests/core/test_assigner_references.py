@@ -18,7 +18,7 @@ from mlc_yolo.assigners import Assignment, MaxIoU, MutualGuidance, Role, Targets
 from mlc_yolo.boxes import pairwise_iou
 
 from .references import VARIANTS, Image, Labels, contend, images, mutual_guidance
-from .scenes import NUM_CLASSES, STRIDES, Scene, scene
+from .scenes import NUM_CLASSES, STRIDES, Scene, scene, with_nine_anchors_a_cell
 
 SEEDS = range(200)
 
@@ -49,6 +49,21 @@ def test_an_assigner_equals_its_slow_reference_on_two_hundred_scenes(name: str) 
             assert_equals(result.localization, index, localization, f"localization, scene {seed}, {index}")
             positives += int((classification.role == Role.POSITIVE).sum())
     assert positives > 1000  # the scenes are not idle
+
+
+@pytest.mark.parametrize("name", ["max_iou", "atss", "tal", "mutual_guidance-2.0-both", "mlc-max_iou-0.5-both"])
+def test_an_assigner_equals_its_slow_reference_on_scenes_of_nine_anchors_a_cell(name: str) -> None:
+    variant = VARIANTS[name]
+    positives = 0
+    for seed in range(40):
+        batch = with_nine_anchors_a_cell(scene(seed, generic=True))  # no two cells are equally near to an object
+        result: Assignment = variant.assigner(*batch.inputs)
+        for index, image in enumerate(images(batch)):
+            classification, localization = variant.reference(image)
+            assert_equals(result.classification, index, classification, f"classification, scene {seed}, {index}")
+            assert_equals(result.localization, index, localization, f"localization, scene {seed}, {index}")
+            positives += int((classification.role == Role.POSITIVE).sum())
+    assert positives > 200
 
 
 @cache
@@ -98,12 +113,12 @@ def test_the_hard_scenes_need_every_rule_of_mutual_guidance() -> None:
         best = [int(row.argmax()) for row in prior if row.max() > 0]
         needed["two objects force one prior"] += len(best) - len(set(best))
         needed["two objects overlap a prior alike"] += int(((prior == prior.max(0)) & (prior > 0)).sum(0).max() > 1)
-        for row, own, found in zip(prior, kept, decoded, strict=True):
+        for row, own, reached in zip(prior, kept, decoded, strict=True):
             needed["an object overlaps no prior"] += int(row.max() == 0)
             needed["an object is below every threshold"] += int(0 < row.max() < 0.4)
             needed["two priors are best alike"] += int(row.max() > 0 and (row == row.max()).sum() > 1)
             needed["an object loses a prior above the thresholds"] += int((own >= 0.4).sum() < (row >= 0.4).sum())
-            needed["fewer boxes than Np touch the object"] += int((own >= 0.5).sum() > (found > 0).sum())
+            needed["fewer boxes than Np touch the object"] += int((own >= 0.5).sum() > (reached > 0).sum())
     assert len(needed) == 7 and min(needed.values()) > 25, needed
 
 
