@@ -98,9 +98,9 @@ def test_boxes_scores_and_labels_are_torchvisions(kind: str, size: tuple[int, in
         patch.setattr(theirs, "detections_per_img", max_det)
         expected = theirs(list(images))
         decoded = ours(images)[0]
-    for rows, wanted in zip(decoded, expected, strict=True):
+    for predicted, wanted in zip(decoded, expected, strict=True):
         rows = torch.cat((wanted["boxes"], wanted["scores"][:, None], wanted["labels"][:, None].float()), 1)
-        detections = _detections(rows, theirs.score_thresh, iou_threshold, max_det)
+        detections = _detections(predicted, theirs.score_thresh, iou_threshold, max_det)
         assert len(rows[:, 5].unique()) > 2
         _assert_same_detections(detections, rows, at_least=50)
         torch.testing.assert_close(detections[:, 4], rows[:, 4], rtol=0, atol=1e-4)
