@@ -99,16 +99,7 @@ def select_with_anchors(
         anchors: (n,) int64, whose box each is.
     """
     boxes, scores = boxes.float(), scores.float()
-    if multi_label:
-        anchor, label = (scores > confidence).nonzero(as_tuple=True)
-    else:
-        best, label = scores.max(1)
-        anchor = (best > confidence).nonzero().squeeze(1)
-        label = label[anchor]
-    score = scores[anchor, label]
-    if len(score) > MAX_PAIRS:
-        top = score.argsort(descending=True, stable=True)[:MAX_PAIRS]
-        anchor, label, score = anchor[top], label[top], score[top]
+    anchor, label, score = candidates(scores, confidence=confidence, multi_label=multi_label)
     boxes = boxes[anchor]
 
     rivals = torch.zeros_like(label) if agnostic else label
@@ -126,6 +117,32 @@ def select_with_anchors(
     keep, source = keep[:max_det], source[:max_det]
     rows = torch.cat((boxes[keep], score[source, None], label[source, None].float()), dim=1)
     return rows, anchor[keep]
+
+
+def candidates(scores: Tensor, *, confidence: float, multi_label: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs of anchor and class of one image that enter suppression, `MAX_PAIRS` at most.
+
+    Args:
+        scores: (A, K), K >= 1.
+        confidence: a pair needs a score above this.
+        multi_label: each class above it makes a pair; else the anchor's best class only.
+
+    Returns:
+        anchors: (N,) int64.
+        labels: (N,) int64.
+        scores: (N,) as in the input.
+    """
+    if multi_label:
+        anchor, label = (scores > confidence).nonzero(as_tuple=True)
+    else:
+        best, label = scores.max(1)
+        anchor = (best > confidence).nonzero().squeeze(1)
+        label = label[anchor]
+    score = scores[anchor, label]
+    if len(score) > MAX_PAIRS:
+        top = score.argsort(descending=True, stable=True)[:MAX_PAIRS]
+        anchor, label, score = anchor[top], label[top], score[top]
+    return anchor, label, score
 
 
 def _iou_guided(

@@ -17,7 +17,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"resources", "whole_files"}),
     frozenset({"boxes", "priors", "coding"}),
     frozenset({"assigners"}),
-    frozenset({"losses", "metrics", "nms"}),
+    frozenset({"losses", "metrics", "nms", "voting"}),
     frozenset({"heads", "detectors", "plots"}),
     frozenset({"upstream", "options", "checkpoints", "data"}),
     frozenset({"conversion"}),

@@ -1,0 +1,107 @@
+"""Box voting: a kept box becomes the mean of the candidates that overlap it.
+
+Source: He et al., "Bounding Box Regression with Uncertainty for Accurate Object Detection", CVPR 2019 (arXiv
+1809.08545), section 3.4, variance voting.
+
+1. The voters of a kept box are the candidates of its group (its class) whose IoU with it is above a threshold, itself
+   among them.
+2. A voter's weight is its score times its closeness, exp(-(1 - IoU)^2 / sigma).
+3. Each side of the box becomes the weighted mean of the voters' side; where the variance of each side is known, the
+   weight is divided by it.
+
+Differences from the paper, their effect not measured one by one: there the weight has no score, every box that
+overlaps at all votes, and a layer of its own predicts the variance; here it is that of the distribution over distances
+from which a YOLO decodes its box.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mlc_yolo.boxes import pairwise_iou
+
+#: Overlaps computed at once: the memory of voting, whatever the number of boxes (2 MiB of float64).
+MAX_OVERLAPS = 2**18
+#: Least variance of a distance, in bins^2: a hundredth of a bin squared. Where a float32 softmax promises less, it rounds.
+LEAST_VARIANCE = 1e-4
+
+
+def vote(
+    kept: Tensor,
+    kept_groups: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    *,
+    iou_threshold: float,
+    sigma: float,
+    variances: Tensor | None = None,
+) -> Tensor:
+    """Move each kept box to the weighted mean of its voters.
+
+    Laws: a box whose voters are all equal to it, or are itself alone, does not move at all; voted boxes stay within the
+    hull of their voters, side by side; flipping, shifting or scaling every box (variances by the square) does the same
+    to the result. Boxes and variances that are not finite do not vote, and a kept box without voters stays.
+
+    Args:
+        kept: (n, 4) xyxy px, rows of `boxes`.
+        kept_groups: (n,) int64.
+        boxes: (N, 4) xyxy px, the candidates.
+        scores: (N,) >= 0.
+        groups: (N,) int64; only boxes of one group vote for one another.
+        iou_threshold: candidates that overlap the kept box by more than this vote.
+        sigma: width of the closeness, above 0; smaller trusts near boxes more.
+        variances: (N, 4) px^2 of left, top, right, bottom, above 0; None weighs every side alike.
+
+    Returns:
+        (n, 4) float32 xyxy px.
+
+    Example:
+        The other box overlaps the kept one by 0.9 and has half its score: exp(-0.1^2 / 0.01) = 0.368, so that the
+        bottom side is (0.5 * 10 + 0.25 * 0.368 * 9) / (0.5 + 0.25 * 0.368).
+
+        >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+        >>> scores, groups = torch.tensor([0.5, 0.25]), torch.tensor([0, 0])
+        >>> vote(boxes[:1], groups[:1], boxes, scores, groups, iou_threshold=0.7, sigma=0.01)
+        tensor([[ 0.0000,  0.0000, 10.0000,  9.8446]])
+    """
+    kept, boxes = kept.float(), boxes.float()
+    # In float64 the mean of equal numbers rounds to that number. Apple's GPUs have no float64.
+    exact = torch.float32 if boxes.device.type == "mps" else torch.float64
+    sides, scores = boxes.to(exact), scores.to(exact)
+    spread = torch.ones_like(sides) if variances is None else variances.to(exact)
+    finite = (sides.isfinite() & spread.isfinite()).all(1, keepdim=True)
+    precisions = spread.reciprocal().where(finite, 0)  # a weight of 0 times infinity would be nan
+    summands = torch.cat((precisions * sides.where(finite, 0), precisions), 1)
+    sums = summands.new_empty((len(kept), 8))
+    size = max(1, MAX_OVERLAPS // max(1, len(boxes)))
+    for start in range(0, len(kept), size):
+        here = slice(start, start + size)
+        overlaps = pairwise_iou(kept[here], boxes)
+        votes = (overlaps > iou_threshold) & (kept_groups[here, None] == groups)
+        weights = scores * ((1 - overlaps.to(exact)).square() / -sigma).exp()
+        sums[here] = weights.where(votes, 0) @ summands
+    weighted, total = sums.split(4, 1)
+    return torch.where(total > 0, weighted / total, kept.to(exact)).float()
+
+
+def distance_variances(logits: Tensor) -> Tensor:
+    """Return the variance of distances that are decoded as means of distributions over bins, `LEAST_VARIANCE` at least.
+
+    Args:
+        logits: (n, 4 * R): for each side R logits, over distances of 0 to R - 1 bins.
+
+    Returns:
+        (n, 4) float32, in bins^2.
+
+    Example:
+        Halves at 0 and 1 bin lie half a bin from their mean.
+
+        >>> distance_variances(torch.tensor([[0.0, 0.0]]).repeat(1, 4))
+        tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
+    """
+    weights = logits.float().unflatten(1, (4, -1)).softmax(2)
+    bins = torch.arange(weights.shape[2], dtype=weights.dtype, device=weights.device)
+    offsets = bins - (weights * bins).sum(2, keepdim=True)
+    return (weights * offsets.square()).sum(2).clamp(min=LEAST_VARIANCE)
