@@ -23,7 +23,7 @@ from mlc_yolo.boxes import pairwise_iou
 
 #: Overlaps computed at once: the memory of voting, whatever the number of boxes (2 MiB of float64).
 MAX_OVERLAPS = 2**18
-#: Least variance of a distance, in bins^2: a hundredth of a bin squared. Where a float32 softmax promises less, it rounds.
+#: Least variance of a distance, in bins^2: of 0.01 bins. Where a float32 softmax promises less, it only rounds.
 LEAST_VARIANCE = 1e-4
 
 
