@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from semi_steps import batch, learner, net, photos, semi, step, supervised
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -236,64 +233,6 @@ def test_pseudo_labels_are_learned_as_labels_are(name: str, threshold: float) ->
     losses, items = step(criterion, student, batch(photos(), photos(seed=9)))
     assert losses.isfinite().all() and items["ssl_scale"] == 0
     assert (items["ssl_box"] > 0) == (threshold < 0.5) and items["ssl_cls"] > 0
-
-
-# Ranks ----------------------------------------------------------------------------------------------------------------
-
-
-def _blind_in_the_dark(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, dict[str, Any]]) -> None:
-    """Let a teacher see nothing in black images."""
-    decoded, raw = output
-    dark = inputs[0].flatten(1).amax(1) == 0
-    decoded[dark, 4:] = 0
-    for branch in raw.values() if "one2many" in raw else [raw]:
-        branch["scores"][dark] = -20
-
-
-def _losses(name: str, mode: str, weak: Tensor, strong: Tensor) -> Tensor:
-    student, teacher = learner(name), net(name)
-    teacher.register_forward_hook(_blind_in_the_dark)
-    criterion = semi(student, teacher, mode, threshold=0.2)
-    if name == "yolo11n":  # upstream's own assigner, run by upstream, normalises each rank by itself
-        criterion.supervised = supervised(student, "fcos")
-    none = {"batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
-    return step(criterion, student, {**batch(weak, strong), "img": weak, **none})[0][-3:].detach()
-
-
-def _rank(rank: int, store: str, name: str, mode: str, weak: Tensor, strong: Tensor, queue: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    half = slice(rank * len(weak) // 2, (rank + 1) * len(weak) // 2)
-    queue.put(_losses(name, mode, weak[half], strong[half]).tolist())
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "mode"),
-    # The one-to-one branch of a YOLO26 keeps upstream's assigner: its pseudo-labels have each rank's normaliser.
-    [*((name, "sed") for name in NAMES), ("yolo11n", "soft"), *((n, "pseudo") for n in NAMES if n != "yolo26n")],
-)
-@pytest.mark.parametrize("blind", [False, True])
-def test_two_ranks_equal_one_process(name: str, mode: str, blind: bool, tmp_path: Path) -> None:
-    weak, strong = photos(2), photos(2, seed=9)
-    if blind:  # the second rank's teacher
-        weak[1] = 0
-    expected = _losses(name, mode, weak, strong)
-    context = mp.get_context("fork")
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), name, mode, weak, strong, queue))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
-    for process in ranks:
-        process.join()
-    assert expected[0] > 0
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
 # Precision ------------------------------------------------------------------------------------------------------------
