@@ -18,7 +18,7 @@ from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.evaluation.diagnosis import Observations
 from mlc_yolo.evaluation.postprocess import detections, native
 from mlc_yolo.evaluation.recording import RecordingValidator, columns, image_index
-from mlc_yolo.metrics.divergence import MAX_ENTRIES, SCORE_THRESHOLD, entries
+from mlc_yolo.metrics.divergence import SCORE_THRESHOLD, entries
 from mlc_yolo.metrics.reach import best_placed
 
 #: Boxes of an image whose predicted IoU is compared with the actual one, best scores first.
@@ -73,7 +73,7 @@ class DiagnosingValidator(RecordingValidator):
         else:
             stop = dense.shape[1] - len(self._extras)
             for image in dense:
-                rows = entries(ops.xywh2xyxy(image[:4].T), image[4:stop].T, threshold=self.args.conf, limit=MAX_ENTRIES)
+                rows = entries(ops.xywh2xyxy(image[:4].T), image[4:stop].T)
                 if self.args.single_cls:
                     rows[:, 5] = 0
                 self._candidates.append(rows.cpu())
