@@ -1,8 +1,8 @@
 """What was there to be kept: each object's best-placed candidate before NMS.
 
 A candidate is an entry of `metrics.divergence`: an (anchor, class) whose score is above 0.05, so that boxes which fit
-by chance do not count. It belongs to the object of its class that it overlaps most. Where NMS kept another box, a better
-choice among the candidates would have brought the difference.
+by chance do not count. It belongs to the object of its class that it overlaps most. Where NMS kept another box, a
+better choice among the candidates would have brought the difference.
 """
 
 from __future__ import annotations
