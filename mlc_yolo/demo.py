@@ -9,7 +9,6 @@ from typing import Any
 
 #: Small enough for two CPU cores in a few minutes; any of them can be given on the command line.
 DEFAULTS: dict[str, Any] = {
-    "model": "yolo11n.yaml",
     "data": "demo.yaml",
     "assigner": "mlc",
     "epochs": 16,
@@ -24,10 +23,12 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def run_demo(**overrides: Any) -> Path:
+def run_demo(model: Any = "yolo11n.yaml", *, trust: bool = False, **overrides: Any) -> Path:
     """Train, validate and predict on the built-in demo set, or on `data` of one's own.
 
     Args:
+        model: an `MLCYOLO`, or what it loads.
+        trust: open checkpoints whatever they hold.
         **overrides: any argument of `MLCYOLO.train`.
 
     Returns:
@@ -41,7 +42,8 @@ def run_demo(**overrides: Any) -> Path:
 
     arguments = {**DEFAULTS, **overrides}
     arguments["data"] = resolve_data(arguments["data"])
-    model = MLCYOLO(arguments.pop("model"))
+    if not isinstance(model, MLCYOLO):
+        model = MLCYOLO(model, trust=trust)
     LOGGER.info(f"{colorstr('1/4 train:')} assigner={arguments['assigner']}, epochs={arguments['epochs']}")
     model.train(**arguments)
     run = Path(model.trainer.save_dir)
@@ -57,7 +59,7 @@ def run_demo(**overrides: Any) -> Path:
     model.predict(images, conf=0.1, save=True, name="predict", verbose=False, **common)
 
     LOGGER.info(f"{colorstr('4/4 who learns what:')} task-aligned and mutual labelling side by side")
-    best = MLCYOLO(run / "weights" / "best.pt")
+    best = MLCYOLO(run / "weights" / "best.pt", trust=model.trust)
     draw_assignments(best, data=arguments["data"], assigner=["tal", "mlc"], name="assignments", **common)
 
     program = "mlc-yolo" if shutil.which("mlc-yolo") else Path(sys.executable).with_name("mlc-yolo")

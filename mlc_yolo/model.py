@@ -11,7 +11,7 @@ import torch
 from ultralytics import YOLO
 from ultralytics.cfg import check_dict_alignment
 from ultralytics.engine.model import Model
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.tasks import DetectionModel, guess_model_task, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
@@ -24,6 +24,8 @@ from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 from mlc_yolo.detectors.config import bundled, find_config, inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
+from mlc_yolo.evaluation.diagnose import diagnose
+from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, has_iou_channel, rank_by_iou, set_rescore
@@ -116,6 +118,10 @@ class MLCYOLO(YOLO):
     def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
         """Build a model from a YAML: one of ours by `detectors`, any other as upstream does."""
         config = find_config(cfg)
+        if task is not None:
+            built = guess_model_task(yaml_model_load(cfg)) if config is None else "detect"
+            if built not in {None, task}:
+                raise ValueError(f"model={cfg} builds a {built} model, not {task}: leave the task out, or name another")
         if config is None:
             super()._new(cfg, task=task, verbose=verbose)
             return
@@ -240,6 +246,10 @@ class MLCYOLO(YOLO):
                 self.predictor = None
         return super().predict(source=source, stream=stream, predictor=predictor, **stock)
 
+    def diagnose(self, **kwargs: Any) -> Diagnosis:
+        """Say what holds this detector back; arguments, result and errors are `evaluation.diagnose.diagnose`'s."""
+        return diagnose(self, **kwargs)
+
     def export(self, **kwargs: Any) -> str:
         """Export as upstream does; `format="stock"` writes a checkpoint that needs nothing of ours.
 
@@ -280,7 +290,7 @@ class MLCYOLO(YOLO):
             if target == "imx" and getattr(self._head(), "rescore", False):
                 raise ValueError("format=imx has no room for the predicted IoU: export with rescore=False")
             plain = YOLO(self.model_name or self.overrides.get("model"), task=self.task)
-            plain.model = to_stock(self.model)
+            plain.model, plain.callbacks = to_stock(self.model), self.callbacks
             return plain.export(**stock)
         return super().export(**stock)
 

@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +17,8 @@ import pytest
 import ultralytics  # noqa: F401  its log keeps the stdout of its first import, which must not be that of one test
 
 from mlc_yolo import __version__, cli
+from mlc_yolo.model import MLCYOLO
+from mlc_yolo.modes import MODES
 
 TRAIN = ("train", "model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=8", "plots=False")
 
@@ -33,7 +37,7 @@ def test_help_lists_modes_and_every_option(words: list[str], capsys: pytest.Capt
 
     assert cli.main(words) == 0
     shown = capsys.readouterr().out
-    assert all(mode in shown for mode in (*cli.MODES, *cli.OWN_MODES))
+    assert all(f" {name} " in shown and mode.purpose in shown for name, mode in MODES.items())
     assert all(f"{name}=" in shown for name in options.defaults())
 
 
@@ -82,6 +86,16 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["convert", "source=here"], "convert needs output=..."),
         (["convert", "source=here", "outptu=there"], "Did you mean 'output'"),
         (["convert", "source=here", "output=there", "epochs=3"], "not epochs"),
+        (["val", "executor=ray"], "executor is for compare"),
+        (["compare", "classify", "model=yolo11n.yaml"], "compare is for detection models"),
+        (["diagnose", "model=yolo11n.yaml"], "diagnose needs data=..."),
+        (["diagnose", "data=demo.yaml"], "diagnose needs model=..."),
+        (["diagnose", "model=yolo11n.yaml", "dta=demo.yaml"], "Did you mean 'data'"),
+        (["diagnose", "model=yolo11n.yaml", "data=nowhere.yaml"], "nowhere.yaml"),
+        (["diagnose", "model=yolo11n.yaml", "data=demo.yaml", "conf=2"], "conf=2 must be a score threshold"),
+        (["diagnose", "model=yolo11n.yaml", "data=demo.yaml", "report=maybe"], "report=maybe must be True or False"),
+        (["diagnose", "model=yolo11n-seg.yaml", "data=demo.yaml"], "this is a segment model"),
+        (["diagnsoe"], "Did you mean 'diagnose'"),
         (["convert", "source=nowhere", "output=there"], "nowhere does not exist"),
         (["convert", "source=nowhere", "output=there", "link=maybe"], "True or False"),
         (["train", "model=yolo11n.yaml", "data=demo.yaml", "output=there"], "output"),
@@ -159,8 +173,124 @@ def test_annotations_are_converted_and_problems_told(tmp_path: Path, caplog: pyt
     assert cli.main(words) == 2  # nothing is written over
 
 
-def test_a_short_name_is_made_canonical() -> None:
-    assert cli.parse(["train", "assigner=mg"])[1] == {"assigner": "mutual_guidance"}
+def test_a_diagnosis_says_its_folder_first_and_writes_its_page(
+    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = [
+        "model=yolo11n.yaml",
+        f"data={tiny_data}",
+        "imgsz=64",
+        "single_cls=True",
+        f"project={run_dir}",
+        "report=True",
+    ]
+    assert cli.main(["diagnose", *words]) == 0
+    assert caplog.messages[0] == f"Files of this run go to {run_dir / 'diagnose'}"
+    assert caplog.messages[-1] == f"Report: {run_dir / 'diagnose' / 'report.html'}"
+    page = (run_dir / "diagnose" / "report.html").read_text()
+    assert "Diagnosis of yolo11n.yaml" in page and str(tiny_data) in page
+
+
+# Faults ---------------------------------------------------------------------------------------------------------------
+
+
+def _place(data: Path, run_dir: Path) -> list[str]:
+    return ["model=yolo11n.yaml", f"data={data}", "imgsz=64", "batch=4", "workers=0", f"project={run_dir}"]
+
+
+#: mode -> what is made to fail once its work has begun, words of its own, and a word that is a mistake.
+FAULTS: dict[str, tuple[str, list[str], str]] = {
+    "train": ("mlc_yolo.training.trainer.MLCTrainer._model_train", ["epochs=1", "plots=False"], "epochs=abc"),
+    "val": ("mlc_yolo.evaluation.validator.MLCValidator.postprocess", [], "data=nowhere.yaml"),
+    "predict": ("mlc_yolo.evaluation.predictor.MLCPredictor.postprocess", ["source=IMAGES"], "source=nowhere"),
+    "track": ("mlc_yolo.evaluation.predictor.MLCPredictor.postprocess", ["source=IMAGES"], "source=nowhere"),
+    "export": ("ultralytics.engine.exporter.Exporter.export_torchscript", ["format=torchscript"], "format=torch"),
+    "benchmark": (
+        "mlc_yolo.evaluation.validator.MLCValidator.postprocess",
+        ["format=-", "verbose=True", "model=SAVED"],
+        "format=onx",
+    ),
+    "tune": ("ultralytics.engine.tuner.Tuner.__call__", ["iterations=1"], "assigner_warmup=200"),
+    "diagnose": ("mlc_yolo.evaluation.diagnosing.DiagnosingValidator.postprocess", ["single_cls"], "data=nowhere.yaml"),
+    "compare": ("mlc_yolo.compare.run._train", ["seed=0,1", "epochs=1"], "executor=slurm"),
+    "assignments": ("mlc_yolo.figures.assignments.assignment_figure", ["count=1"], "assigner=mcl"),
+    "figure": ("mlc_yolo.figures.draw._save", ["guidance", "count=1"], "kind=guidence"),
+    "reproduce": ("mlc_yolo.training.trainer.MLCTrainer._model_train", ["row=ROW"], "scale=2"),
+    "convert": (
+        "mlc_yolo.conversion.yolo_set.write_flags",
+        ["source=JSON", "images=IMAGES", "output=OUT"],
+        "source=nowhere",
+    ),
+    "split": ("mlc_yolo.whole_files.write", ["data=DATA", "percent=50", "output=OUT"], "folds=0"),
+    "demo": ("mlc_yolo.training.trainer.MLCTrainer._model_train", ["epochs=3"], "data=nowhere.yaml"),
+}
+
+
+@pytest.fixture
+def words_of(tiny_data: Path, run_dir: Path) -> Any:
+    """A function from a mode to a command line that works."""
+    row = run_dir / "small.yaml"
+    row.write_text("model: yolo11n.yaml\nepochs: 1\nimgsz: 64\nbatch: 4\nplots: False\n")
+    image = next((tiny_data.parent / "images" / "val").glob("*.png"))
+    annotations = {
+        "images": [{"id": 1, "file_name": image.name}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 9, 9]}],
+    }
+    json_file = run_dir / "a.json"
+    json_file.write_text(json.dumps(annotations))
+    MLCYOLO("yolo11n.yaml").save(run_dir / "saved.pt")
+    names = {"IMAGES": image.parent, "ROW": row, "JSON": json_file, "OUT": run_dir / "out", "DATA": tiny_data}
+    names["SAVED"] = run_dir / "saved.pt"
+    MLCYOLO("yolo11n.yaml").save(names["SAVED"])
+
+    def words(mode: str) -> list[str]:
+        own = [name + "=" + str(names.get(value, value)) if value else name for name, _, value in _pairs(mode)]
+        common = _place(tiny_data, run_dir) if MODES[mode].stock else []
+        unwanted = {"reproduce": common[:1], "export": common[1:2]}.get(mode, [])
+        return [mode, *(word for word in common if word not in unwanted), *own]
+
+    return words
+
+
+def _pairs(mode: str) -> list[tuple[str, str, str]]:
+    return [word.partition("=") for word in FAULTS[mode][1]]
+
+
+def test_every_mode_is_made_to_fail() -> None:
+    assert set(FAULTS) == set(MODES)
+
+
+@pytest.mark.parametrize("mode", FAULTS)
+def test_a_fault_keeps_its_traceback_and_a_mistake_is_a_line(
+    mode: str, words_of: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_args: Any, **_kwargs: Any) -> None:
+        raise ValueError("forced")  # of the kind that a mistake raises too
+
+    assert cli.main([*words_of(mode), FAULTS[mode][2]]) == 2
+    shown = capsys.readouterr().err
+    assert "mlc-yolo: " in shown and "Traceback" not in shown and "forced" not in shown
+    monkeypatch.setattr(FAULTS[mode][0], fail)
+    with pytest.raises((ValueError, AssertionError), match="forced"):  # benchmark asserts
+        cli.main(words_of(mode))
+
+
+def test_failed_runs_of_a_comparison_end_with_one_and_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mlc_yolo.compare.run.compare", lambda **_: SimpleNamespace(failed={"a": "its log"}))
+    assert cli.main(["compare", "model=yolo11n.yaml", "data=demo.yaml", "assigner=tal,mlc"]) == 1
+    assert capsys.readouterr().err == "mlc-yolo: 1 of the runs failed: a\n"
+
+
+@pytest.mark.parametrize("mode", [name for name, mode in MODES.items() if mode.any_task])
+@pytest.mark.parametrize(("task", "model"), [("classify", "yolo26n.yaml"), ("detect", "yolo11n-seg.yaml")])
+def test_a_task_that_the_model_yaml_does_not_build_is_one_line(
+    mode: str, task: str, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([mode, task, f"model={model}"]) == 2
+    assert f"model={model} builds a" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import mlc_yolo
 PACKAGE = Path(mlc_yolo.__file__).parent
 # Read downwards: each line may import itself and the lines above.
 LAYERS: tuple[frozenset[str], ...] = (
-    frozenset({"resources", "whole_files"}),
+    frozenset({"resources", "whole_files", "faults"}),
     frozenset({"boxes", "priors", "coding"}),
     frozenset({"assigners"}),
     frozenset({"losses", "metrics", "nms", "voting"}),
@@ -25,7 +25,7 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"model"}),
     frozenset({"figures"}),
     frozenset({"compare", "demo", "report", "paper"}),
-    frozenset({"cli", "__main__"}),
+    frozenset({"modes", "cli", "__main__"}),
 )
 PURE = frozenset().union(*LAYERS[:4])
 LAYER_OF = {part: i for i, layer in enumerate(LAYERS) for part in layer}

@@ -34,6 +34,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from mlc_yolo import whole_files
 from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.half_precision import to_half
+from mlc_yolo.faults import begin_work
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
 
 __all__ = ["NEEDS_STOCK", "export_stock", "to_stock"]
@@ -100,6 +101,7 @@ def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:
     if isinstance(model, (str, Path)):
         model, _ = safe_load.load_checkpoint(model)
     stock = to_half(to_stock(model)).to(memory_format=torch.contiguous_format).requires_grad_(False)
+    begin_work()
     arguments = getattr(stock, "args", {})
     arguments = arguments if isinstance(arguments, dict) else vars(arguments)
     stock.args = {key: value for key, value in arguments.items() if key in DEFAULT_CFG_DICT}

@@ -20,6 +20,7 @@ from mlc_yolo.compare.cell import LAST, LOG, SPECIFICATION, read_epochs
 from mlc_yolo.compare.grid import PLACE, Cell, Grid, plan
 from mlc_yolo.compare.rehearsal import refusals
 from mlc_yolo.compare.results import GRID, Comparison, is_finished, latency_file
+from mlc_yolo.faults import begin_work
 
 try:
     import fcntl
@@ -95,6 +96,7 @@ def compare(
 
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder):
+        begin_work()
         _write_grid(folder, grid)
 
         def run(tasks: Sequence[executors.Task]) -> executors.Ended:

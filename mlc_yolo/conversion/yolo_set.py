@@ -21,6 +21,7 @@ from ultralytics.utils import TQDM
 
 from mlc_yolo.conversion.pictures import Kind, Picture, Problem
 from mlc_yolo.data.flags import write_flags
+from mlc_yolo.faults import begin_work
 
 #: What splits serve as in data.yaml, by position.
 ROLES = ("train", "val", "test")
@@ -115,6 +116,7 @@ def write_set(root: Path, splits: dict[str, list[Labelled]], names: list[str], l
     Raises:
         OSError: something cannot be written.
     """
+    begin_work()
     how: Counter[str] = Counter()
     for split, labelled in splits.items():
         images, labels = root / "images" / split, root / "labels" / split

@@ -36,6 +36,7 @@ from mlc_yolo import whole_files
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.listing import image_files, printable, warn_of_blanks
 from mlc_yolo.data.resolve import open_data
+from mlc_yolo.faults import begin_work
 
 Percents = str | float | Sequence[str | float]
 
@@ -273,6 +274,7 @@ def _write(files: dict[Path, str]) -> None:
             new[file] = text
         elif file.read_text(encoding="utf-8") != text:
             raise FileExistsError(f"{file} exists with other content; nothing is written over. Name another output=.")
+    begin_work()
     for file, text in new.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         whole_files.write(file, text)  # a run that was stopped leaves no half list

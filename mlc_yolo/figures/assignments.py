@@ -30,6 +30,7 @@ from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.listing import printable
 from mlc_yolo.data.resolve import open_data
 from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.faults import UsageError, begin_work
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.options import specification as options
 from mlc_yolo.plots.positives import assignment_figure
@@ -266,6 +267,7 @@ def scenes(net: nn.Module, split: Split, chosen: Iterable[int], *, prior_scale: 
     tal = TaskAligned()
     loss: Any = DetectorLoss if isinstance(net, DetectorModel) else PerTaskLoss
     criterion = loss(net, schedule=Schedule(tal, tal, 0), prior_scale=prior_scale, iou_gain=0.0)
+    begin_work()
     for index in chosen:
         batch = split.dataset.collate_fn([split.dataset[index]])
         yield Scene(
@@ -299,7 +301,7 @@ def _assigner_inputs(
     _, raw = net(image)
     raw = raw.get("one2many", raw)
     if not raw:
-        raise ValueError("the one-to-many branch is gone: the model was fused. Load the checkpoint anew")
+        raise UsageError("the one-to-many branch is gone: the model was fused. Load the checkpoint anew")
     return criterion.assigner_inputs(raw, batch)
 
 

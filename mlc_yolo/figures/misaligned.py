@@ -17,6 +17,7 @@ from ultralytics.utils.patches import imread
 
 from mlc_yolo.data.listing import printable
 from mlc_yolo.evaluation.predictor import MLCPredictor
+from mlc_yolo.faults import UsageError
 from mlc_yolo.figures.assignments import check_classes, check_request, open_split
 from mlc_yolo.figures.request import Drawn, Request, name_of, origin
 from mlc_yolo.metrics.divergence import SCORE_THRESHOLD, entries
@@ -76,7 +77,7 @@ class _Recorder(MLCPredictor):
     def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
         """Detect as ever, and keep the candidates in px of the original images."""
         if getattr(self.model, "end2end", False):
-            raise ValueError(
+            raise UsageError(
                 "an end-to-end head suppresses nothing, so that no box can be lost to suppression: end2end=False "
                 "judges its one-to-many branch"
             )

@@ -99,7 +99,7 @@ class Run:
         place = {"project": str(trainer.save_dir), "name": "val", "exist_ok": True}
         kept = {name: value for name, value in self.arguments.items() if name not in {"pretrained", "rect"}}
         kept["imgsz"] = trainer.args.imgsz  # as rounded
-        metrics = MLCYOLO(trainer.last).val(**{**kept, **place})
+        metrics = MLCYOLO(trainer.last, trust=model.trust).val(**{**kept, **place})
 
         line: dict[str, Any] = dict.fromkeys(COLUMNS)
         line |= {

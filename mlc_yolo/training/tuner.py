@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from ultralytics.engine.tuner import Tuner
 
+from mlc_yolo.faults import begin_work
 from mlc_yolo.options import specification as options
 from mlc_yolo.upstream import training_command
 
@@ -42,5 +43,6 @@ class MLCTuner(Tuner):
             iterations: trainings to run.
             cleanup: delete the runs that were not best.
         """
+        begin_work()
         with training_command(COMMAND):
             super().__call__(iterations=iterations, cleanup=cleanup)

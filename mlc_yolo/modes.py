@@ -1,0 +1,269 @@
+"""The modes of the command line: a table, a line each, and what a line of it runs.
+
+A new mode is one line of `MODES`. Help, the names it takes and the answers to wrong ones follow from the line.
+Nothing heavy is imported before a mode runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mlc_yolo.faults import FIRST_STEPS, UsageError, begin_work
+
+
+class RunsFailed(Exception):
+    """Runs of a comparison ended with errors, which are in the log already."""
+
+
+class Session:
+    """The model that a command works with, and where its files go.
+
+    Attributes:
+        model: the `MLCYOLO` that was opened last; None before.
+    """
+
+    def __init__(self) -> None:
+        self.model: Any = None
+
+    def open(self, name: Any, arguments: dict[str, Any]) -> Any:
+        """Open a model; `task` and `trust` are taken out of the arguments."""
+        from ultralytics.utils import LOGGER
+
+        from mlc_yolo.model import MLCYOLO
+
+        task, trust = arguments.pop("task", None), arguments.pop("trust", False)
+        self.model = MLCYOLO(name, task=task, trust=trust)
+        if task not in {None, self.model.task}:
+            LOGGER.warning(f"'{name}' is a {self.model.task} model: the task '{task}' is ignored.")
+        for step in FIRST_STEPS:
+            self.model.add_callback(step, begin_work)
+        return self.model
+
+    def announce(self, arguments: Mapping[str, Any], name: str) -> None:
+        """Say where the files of a run will go, before anything else is logged.
+
+        Args:
+            arguments: of the run; `save_dir`, or `project`, `name` and `exist_ok`, choose the folder.
+            name: of the folder where the arguments say nothing.
+        """
+        from ultralytics.cfg import get_save_dir
+        from ultralytics.utils import LOGGER
+
+        if arguments.get("resume"):
+            resumed = arguments["resume"] if isinstance(arguments["resume"], str | Path) else self.model.ckpt_path
+            folder = Path(str(resumed)).absolute().parent.parent
+        else:
+            place = dict.fromkeys(("save_dir", "project", "name")) | {"exist_ok": False, **arguments}
+            folder = get_save_dir(SimpleNamespace(**{**place, "task": self.model.task, "mode": name}))
+        LOGGER.info(f"Files of this run go to {folder}")
+
+    def resume_hint(self) -> str:
+        """Return how to go on after an interrupted training."""
+        trainer = getattr(self.model, "trainer", None)
+        if trainer is None:
+            return ""
+        if not trainer.last.exists():
+            return "No checkpoint was written yet: start again."
+        return f"Go on with: mlc-yolo train resume model={trainer.last}"
+
+
+Runner = Callable[[Session, str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One mode.
+
+    Attributes:
+        purpose: for the help, one line.
+        run: takes the session, the mode's name and the arguments that were given.
+        own: arguments that only some modes take -> their defaults.
+        required: arguments that must be given.
+        stock: whether it takes Ultralytics' arguments and the options of `cfg/mlc.yaml` too.
+        any_task: whether it takes models of every task, not of detection alone.
+        bare: the argument that a word without "=" names; empty is none.
+    """
+
+    purpose: str
+    run: Runner
+    own: Mapping[str, Any] = field(default_factory=dict)
+    required: tuple[str, ...] = ()
+    stock: bool = True
+    any_task: bool = False
+    bare: str = ""
+
+
+def _method(session: Session, mode: str, arguments: dict[str, Any]) -> None:
+    """Run the method of `MLCYOLO` that is called like the mode."""
+    if mode == "export":
+        arguments["format"] = _export_format(arguments.get("format"))
+    model = session.open(_model_name(arguments), arguments)
+    if mode in {"train", "val", "tune"}:
+        session.announce(arguments, mode)
+    getattr(model, mode)(**arguments)
+
+
+def _stream(session: Session, mode: str, arguments: dict[str, Any]) -> None:
+    """Predict or track, an image after the other, keeping none in memory."""
+    from ultralytics.utils import ASSETS, LOGGER
+
+    model = session.open(_model_name(arguments), arguments)
+    if "source" not in arguments:
+        arguments["source"] = ASSETS
+        LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
+    arguments = {"save": True, **arguments}
+    if arguments["save"]:
+        session.announce(arguments, mode)
+    # Upstream takes any program whose name ends in "yolo" for its own: then all is done when this returns None.
+    for _ in getattr(model, mode)(**arguments, stream=True) or ():
+        pass
+
+
+def _diagnose(session: Session, mode: str, arguments: dict[str, Any]) -> None:
+    from ultralytics.utils import LOGGER
+
+    name, report = arguments.pop("model"), arguments.pop("report", False)
+    if not isinstance(report, bool):
+        raise UsageError(f"report={report} must be True or False")
+    model = session.open(name, arguments)
+    session.announce(arguments, mode)
+    diagnosis = model.diagnose(**arguments)
+    if report:
+        from mlc_yolo.report import write_diagnosis
+
+        data = str(arguments.get("data") or "the data it was trained on")
+        LOGGER.info(f"Report: {write_diagnosis(diagnosis, diagnosis.folder / 'report.html', model=name, data=data)}")
+
+
+def _compare(_session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from mlc_yolo.compare import compare, split_values
+
+    comparison = compare(**split_values(arguments))
+    if comparison.failed:
+        raise RunsFailed(f"{len(comparison.failed)} of the runs failed: {', '.join(comparison.failed)}")
+
+
+def _assignments(session: Session, mode: str, arguments: dict[str, Any]) -> None:
+    from mlc_yolo.figures.assignments import assigner_pair, draw_assignments
+
+    if "assigner" in arguments:
+        assigner_pair(arguments["assigner"])
+    model = session.open(_model_name(arguments), arguments)
+    session.announce(arguments, mode)
+    draw_assignments(model, **arguments)
+
+
+def _figure(session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from mlc_yolo.figures.draw import draw_figure
+
+    name, kind = arguments.pop("model", None), arguments.pop("kind", "")
+    model = None if name is None else session.open(name, arguments)
+    draw_figure(kind, model, other=arguments.pop("other", None), **arguments)
+
+
+def _reproduce(session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from mlc_yolo.paper.reproduce import prepare
+
+    trust = arguments.pop("trust", False)
+    run = prepare(arguments.pop("row", ""), data=arguments.pop("data", ""), **arguments)
+    model = session.open(run.model, {"trust": trust})
+    session.announce(run.arguments, "train")
+    run.execute(model)
+
+
+def _convert(_session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from ultralytics.utils import LOGGER
+
+    from mlc_yolo.conversion.convert import convert
+
+    report = convert(**arguments)
+    LOGGER.info(f"{report.text(most=20)}\nThe whole list is in {report.output / 'report.txt'}. Train with:")
+    LOGGER.info(f"mlc-yolo train model=yolo11n.pt data={report.output / 'data.yaml'}")
+
+
+def _split(_session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from ultralytics.utils import LOGGER
+
+    from mlc_yolo.data.split import split
+
+    files = split(**arguments)
+    LOGGER.info(f"Train with:\nmlc-yolo train model=yolo11n.pt data={files[0]} ssl=sed")
+
+
+def _demo(session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from mlc_yolo.demo import DEFAULTS, run_demo
+
+    model = session.open(arguments.pop("model", "yolo11n.yaml"), arguments)
+    session.announce({**DEFAULTS, **arguments}, "train")
+    run_demo(model, **arguments)
+
+
+_TUNE: dict[str, Any] = {"iterations": 10, "use_ray": False, "space": None}
+_COMPARE: dict[str, Any] = {"baseline": None, "executor": "local", "jobs": None, "report": False}
+_CONVERT: dict[str, Any] = {
+    **dict.fromkeys(("source", "output", "images", "split")),
+    **{"link": True, "strict": False},
+}
+_SPLIT: dict[str, Any] = {"data": None, "percent": (1, 2, 5, 10), "folds": 5, "seed": 0, "output": None}
+_BOTH = ("source", "output")
+
+#: Ultralytics' modes first, then ours, as the help lists them.
+MODES: dict[str, Mode] = {
+    "train": Mode("train a model", _method, any_task=True),
+    "val": Mode("validate one", _method, any_task=True),
+    "predict": Mode("detect objects in images and videos", _stream, any_task=True),
+    "track": Mode("follow objects through a video", _stream, any_task=True),
+    "export": Mode("write a model for other programs", _method, any_task=True),
+    "benchmark": Mode("time and judge a model in every export format", _method, any_task=True),
+    "tune": Mode("search for better hyperparameters", _method, own=_TUNE, any_task=True),
+    "diagnose": Mode("say what holds a detector back; trains nothing", _diagnose, {"report": False}, ("model", "data")),
+    "compare": Mode("train every combination of options and judge the differences", _compare, _COMPARE),
+    "assignments": Mode("draw which anchors each task trains, under two assigners", _assignments, {"count": 4}),
+    "figure": Mode("draw amplification, guidance or misaligned", _figure, {"other": None, "count": 4}, bare="kind"),
+    "reproduce": Mode("train and judge a row of the papers' tables", _reproduce, {"results": None}, bare="row"),
+    "convert": Mode("turn Pascal VOC XML or COCO JSON into a data set", _convert, _CONVERT, _BOTH, stock=False),
+    "split": Mode("label a part of the training images, list the rest", _split, _SPLIT, ("data",), stock=False),
+    "demo": Mode("train, validate and predict on the built-in demo set", _demo),
+}
+
+
+def _model_name(arguments: dict[str, Any]) -> Any:
+    """Take the model's name out of the arguments; without one, upstream's default for its size."""
+    from ultralytics.utils import LOGGER
+
+    name = arguments.pop("model", None)
+    if name is None:
+        name = "yolo11n.yaml"
+        LOGGER.warning(f"'model' argument is missing. Using default 'model={name}'.")
+    return name
+
+
+def _export_format(name: Any) -> str:
+    """Return the export format, checked; TorchScript where none is named.
+
+    Raises:
+        UsageError: unknown.
+    """
+    from ultralytics.engine.exporter import export_formats
+    from ultralytics.utils import LOGGER
+
+    known = [*export_formats()["Argument"][1:], "stock"]
+    if name is None:
+        LOGGER.warning("'format' argument is missing. Using default 'format=torchscript'.")
+        return "torchscript"
+    aliases = {"tensorrt", "trt", "mlmodel", "mlpackage", "mlprogram", "apple", "ios", "coreml"}  # upstream's own
+    if str(name).lower() not in {*known, *aliases}:
+        raise UsageError(f"format={name} must be one of {', '.join(known)}.{nearest(str(name), known)}")
+    return str(name)
+
+
+def nearest(word: str, known: Any) -> str:
+    """Return the end of a message that names the known words nearest to one that is not known."""
+    from difflib import get_close_matches
+
+    matches = get_close_matches(word, list(known), n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
