@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.evaluation.diagnose import diagnose
 from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.placement import Placing
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, has_iou_channel, rank_by_iou, set_rescore
@@ -50,7 +52,7 @@ class MLCYOLO(YOLO):
 
     predictor: Any
     trust = False
-    _resize: str | None = None  # as the last prediction asked
+    _predicting: Mapping[str, Any] = {}  # our options of the last prediction, as its predictor takes them
 
     def __init__(
         self,
@@ -113,7 +115,7 @@ class MLCYOLO(YOLO):
     def _smart_load(self, key: str) -> Any:
         """Return the class for this model's task; of predictors, one that resizes images as the call asked."""
         chosen = super()._smart_load(key)
-        return partial(chosen, resize=self._resize) if chosen is MLCPredictor else chosen
+        return partial(chosen, **self._predicting) if chosen is MLCPredictor else chosen
 
     def _new(self, cfg: str, task: str | None = None, verbose: bool = False) -> None:
         """Build a model from a YAML: one of ours by `detectors`, any other as upstream does."""
@@ -241,8 +243,10 @@ class MLCYOLO(YOLO):
         ours = self._prepared(kwargs)
         _, stock = options.split(kwargs)
         if predictor is None and self.task == "detect":
-            self._resize = ours.get("resize")
-            if type(self.predictor) is not MLCPredictor or self.predictor.resize != self._resize:
+            every = {**options.defaults(), **ours}
+            self._predicting = {name: every[name] for name in ("resize", "show_sigma")} | {"placing": Placing.of(every)}
+            asked = type(self.predictor) is MLCPredictor
+            if not asked or any(getattr(self.predictor, name) != value for name, value in self._predicting.items()):
                 self.predictor = None
         return super().predict(source=source, stream=stream, predictor=predictor, **stock)
 

@@ -1,4 +1,4 @@
-"""Prediction: Ultralytics' own, with the NMS a head asks for and the resize the model was trained with."""
+"""Prediction: Ultralytics' own, with the NMS a head asks for, what is done after it, and the resize of the training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
@@ -18,8 +19,11 @@ from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.evaluation.augmentation import augmenting
-from mlc_yolo.evaluation.postprocess import detections_with_anchors, extra_channels, native
+from mlc_yolo.evaluation.placed_results import PlacedResults
+from mlc_yolo.evaluation.placement import Placement, Placing, placed_detections
+from mlc_yolo.evaluation.postprocess import extra_channels, native
 from mlc_yolo.heads.dense import DenseDetect
+from mlc_yolo.options.specification import defaults
 
 
 class MLCPredictor(DetectionPredictor):
@@ -27,6 +31,8 @@ class MLCPredictor(DetectionPredictor):
 
     Attributes:
         resize: "warp", "letterbox" or None: as in the checkpoint, else letterbox.
+        placing: what is done after NMS.
+        show_sigma: whether saved pictures show how sure the sides of boxes are.
         warp: whether images are stretched to the input size; set by `setup_model`.
     """
 
@@ -37,10 +43,14 @@ class MLCPredictor(DetectionPredictor):
         _callbacks: dict[str, Any] | None = None,
         *,
         resize: str | None = None,
+        placing: Placing | None = None,
+        show_sigma: bool = False,
     ) -> None:
-        """Take upstream's arguments, and how images are resized whatever the checkpoint says."""
+        """Take upstream's arguments, how images are resized whatever the checkpoint says, and what follows NMS."""
         super().__init__(cfg, overrides, _callbacks)
         self.resize = resize
+        self.placing = placing or Placing.of(defaults())
+        self.show_sigma = show_sigma
         self.warp = False
 
     def setup_model(self, model: Any, verbose: bool = True) -> None:
@@ -71,9 +81,13 @@ class MLCPredictor(DetectionPredictor):
 
     def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
         """Turn the model's output into `Results`, an image each."""
-        rows, anchors = detections_with_anchors(
+        self.placing.check(self.model, augment=bool(self.args.augment))
+        placement = Placement(self.model, preds)
+        rows, anchors = placed_detections(
             preds,
             extra_channels(self.model),
+            self.placing,
+            placement,
             confidence=self.args.conf,
             iou_threshold=kwargs.pop("iou", self.args.iou),  # a tracker may look again, with another
             max_det=self.args.max_det,
@@ -86,7 +100,8 @@ class MLCPredictor(DetectionPredictor):
             orig_imgs = convert_torch2numpy_batch(orig_imgs)[..., ::-1]
         levels = getattr(self, "_feats", None)  # what the head read, where a tracker compares appearances
         features = None if levels is None else self.get_obj_feats(levels, self._cells(rows, anchors, levels))
-        results = list(self.construct_results(rows, img, orig_imgs, **kwargs))
+        known = [torch.cat((row, placement.columns(i, anchors[i])), 1) for i, row in enumerate(rows)]
+        results = list(self.construct_results(known, img, orig_imgs, **kwargs))
         for result, feature in zip(results, features or (), strict=False):
             result.feats = feature
         return results
@@ -109,10 +124,23 @@ class MLCPredictor(DetectionPredictor):
         return cells
 
     def construct_result(self, pred: Tensor, img: Tensor, orig_img: np.ndarray, img_path: str) -> Results:
-        """Map (n, 6) detections back to the original image, each axis by its own gain if the image was warped."""
-        if not self.warp:
-            return super().construct_result(pred, img, orig_img, img_path)
+        """Map detections back to the original image, each axis by its own gain if the image was warped.
+
+        Args:
+            pred: (n, 6) xyxy px of the input, score, class; or (n, 11), with predicted IoU and standard deviations.
+            img: (B, 3, H, W) the input.
+            orig_img: (H, W, 3) the image.
+            img_path: where it comes from.
+        """
         size, original = img.shape[2:], orig_img.shape
         gains = size[0] / original[0], size[1] / original[1]
-        pred[:, :4] = scale_boxes(size, pred[:, :4], original, ratio_pad=(gains, (0, 0)))
-        return Results(orig_img, path=img_path, names=self.model.names, boxes=pred[:, :6])
+        if not self.warp:
+            gains = min(gains), min(gains)
+        ratio_pad = (gains, (0, 0)) if self.warp else None
+        pred[:, :4] = scale_boxes(size, pred[:, :4], original, ratio_pad=ratio_pad)
+        placement = None
+        if pred.shape[1] > 6:
+            placement = pred[:, 6:] / pred.new_tensor((1, *gains[::-1], *gains[::-1]))
+        result = PlacedResults(orig_img, img_path, self.model.names, pred[:, :6], placement=placement)
+        result.show_sigma = self.show_sigma
+        return result

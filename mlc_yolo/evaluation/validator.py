@@ -29,7 +29,8 @@ from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.evaluation.augmentation import augmenting
 from mlc_yolo.evaluation.detection_metrics import MLCMetrics
-from mlc_yolo.evaluation.postprocess import detections, extra_channels, native
+from mlc_yolo.evaluation.placement import Placement, Placing, placed_detections
+from mlc_yolo.evaluation.postprocess import extra_channels, native
 from mlc_yolo.metrics import proposals
 from mlc_yolo.metrics.divergence import MAX_ENTRIES, SCORE_THRESHOLD, entries, match
 from mlc_yolo.options import specification as options
@@ -64,6 +65,7 @@ class MLCValidator(DetectionValidator):
         self._difficult: dict[str, np.ndarray] = {}  # image file -> (M,) bool
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
         self._extras: tuple[str, ...] = ()
+        self._placing = Placing.of(self.options)
         self._augmented = ExitStack()
 
     def __call__(self, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
@@ -89,6 +91,8 @@ class MLCValidator(DetectionValidator):
         super().init_metrics(model)
         self._entries.clear()
         self._extras = extra_channels(model)
+        self._model = model
+        self._placing.check(model, augment=self.args.augment and not self.training)
         if self.args.augment and not self.training:
             self._augmented.enter_context(augmenting(native(model)))
         if self.metrics.voc:
@@ -162,9 +166,11 @@ class MLCValidator(DetectionValidator):
         dense = preds[0] if isinstance(preds, (list, tuple)) else preds
         rows = [self._image_entries(image) for image in dense]
         self._entries.extend(torch.cat(rows).cpu().split([len(row) for row in rows]))
-        images = detections(
+        images, _ = placed_detections(
             dense,
             self._extras,
+            self._placing,
+            Placement(self._model, preds),
             confidence=self.args.conf,
             iou_threshold=self.args.iou,
             max_det=self.args.max_det,

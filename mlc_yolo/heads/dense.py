@@ -139,20 +139,22 @@ class DenseDetect(Detect):
     def _inference(self, raw: dict[str, Any]) -> Tensor:
         """Select, decode and clip; boxes are xywh px (xyxy where Ultralytics asks for it), then confidences; float32.
 
-        Half precision would round coordinates above 1,024 to whole pixels.
+        Half precision would round coordinates above 1,024 to whole pixels. Outside exports `raw` gets an entry
+        `selected`, (B, N) int64: the anchors.
         """
         feats = raw["feats"]
         priors = self.priors(feats, scale=1.0)
         by_iou = "iou" in self.extra_channels  # exports have no such channel: there the IoU stays in the score
         quality = raw.get("quality") if self.rescore and not by_iou else None
         sizes = _anchors_per_level(raw["scores"].shape[1], feats)
-        parts, start = [], 0
+        parts, selected, start = [], [], 0
         for level, size in enumerate(sizes):
             here = slice(start, start + size)
             start = start + size  # not in place: while exporting these are tensors, and `here` holds one
             level_quality = None if quality is None else quality[:, here]
             index, confidence = self._select(raw["scores"][:, here], level_quality)
             anchor = index + here.start
+            selected.append(anchor)
             boxes = self.decode(_rows(raw["boxes"], anchor), priors[anchor])
             columns = [boxes, confidence]
             for name in self.extra_channels:
@@ -163,6 +165,8 @@ class DenseDetect(Detect):
                 )
             parts.append(torch.cat([column.float() for column in columns], -1))
         rows = torch.cat(parts, 1)
+        if not self.export:
+            raw["selected"] = torch.cat(selected, 1)
         height, width = (float(n * self.level_strides[0]) for n in feats[0].shape[2:])
         x, y = rows[..., 0:4:2].clamp(0, width), rows[..., 1:4:2].clamp(0, height)
         boxes = torch.stack((x[..., 0], y[..., 0], x[..., 1], y[..., 1]), -1)
