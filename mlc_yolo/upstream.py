@@ -71,6 +71,10 @@
 | `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
 | `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
 | ... by `construct_result(pred, img, orig_img, img_path)`, an image each | predictor: resize |
+| `Results` map their parts, `boxes` among them, into what `new()` gives; rows are picked by `boxes[...]` | results |
+| a tracker picks a result's rows, then calls `update(boxes=)` with (n, 7), the track before the score | results |
+| `write_results` draws what a result's `plot` gives | results: `show_sigma` |
+| `Detect.strides` are (1, A) px a cell; raw `boxes` (B, 4 * R, A) are logits, R for each side in turn | placement |
 | a predictor's `setup_model` sets `model`; `pre_transform` is what resizes images, to `imgsz` (H, W) | predictor |
 | `Model.predict` makes a predictor of what `_smart_load("predictor")` gives while `predictor` is None | model: resize |
 | `non_max_suppression` takes its patience as `max_time_img`; `return_idxs` adds anchors | NMS for all |

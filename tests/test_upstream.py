@@ -27,6 +27,7 @@ from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, exif_size, get_split_fraction
 from ultralytics.engine.exporter import export_formats
 from ultralytics.engine.model import Model
+from ultralytics.engine.results import Boxes, Results
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
@@ -760,6 +761,62 @@ def test_a_predictor_resizes_and_makes_results_by_these_methods() -> None:
     kept = model.predictor
     model.predict(image, imgsz=(64, 96), verbose=False)
     assert type(kept) is Ours and model.predictor is kept and made == [(40, 60, 3)] * 2
+
+
+def test_results_map_their_boxes_into_what_new_gives_and_trackers_pick_rows_then_update_them(tmp_path: Path) -> None:
+    updated: list[tuple[int, ...]] = []
+    picked: list[int] = []
+
+    class OwnBoxes(Boxes):
+        def __getitem__(self, idx: Any) -> Boxes:
+            picked.append(len(np.atleast_1d(idx)))
+            return OwnBoxes(self.data[idx], self.orig_shape)
+
+    class Own(Results):
+        def __init__(self, *args: Any, boxes: torch.Tensor | None = None, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.boxes = None if boxes is None else OwnBoxes(boxes, self.orig_shape)
+
+        def new(self) -> Any:
+            return Own(self.orig_img, self.path, self.names)
+
+        def update(self, boxes: torch.Tensor | None = None, **others: Any) -> None:
+            assert boxes is not None and not others
+            updated.append(tuple(boxes.shape))
+            assert boxes[:, 5].tolist() == pytest.approx([0.9] * len(boxes)), "the score stands before the class"
+            assert (boxes[:, 4] >= 1).all(), "and the track before the score"
+
+        def plot(self, *args: Any, **kwargs: Any) -> Any:
+            return np.full_like(self.orig_img, 77)
+
+    class Ours(DetectionPredictor):
+        def construct_result(self, pred: torch.Tensor, img: torch.Tensor, orig_img: np.ndarray, img_path: str) -> Any:
+            rows = torch.tensor([[4.0, 4, 20, 20, 0.9, 0], [30.0, 4, 50, 20, 0.9, 1]])
+            return Own(orig_img, img_path, self.model.names, boxes=rows)
+
+    image = np.zeros((40, 60, 3), np.uint8)
+    own = Own(image, "", {0: "a"}, boxes=torch.zeros(3, 6))
+    assert all(
+        type(each.boxes) in (OwnBoxes, Boxes) and type(each) is Own for each in (own[:2], own.cpu(), own.numpy())
+    )
+    model = YOLO("yolo11n.yaml")
+    (result,) = model.track(
+        image, imgsz=64, verbose=False, predictor=Ours, save=True, project=str(tmp_path), exist_ok=True
+    )
+    assert type(result) is Own and updated == [(2, 7)] and picked[-1] == 2
+    (drawn,) = (cv2.imread(str(file)) for file in tmp_path.rglob("*.jpg"))
+    assert abs(int(drawn.mean()) - 77) <= 1
+
+
+def test_strides_are_a_row_and_a_sides_logits_stand_together() -> None:
+    model = DetectionModel("yolov8n.yaml", nc=2, verbose=False).eval()
+    with torch.no_grad():
+        decoded, raw = model(torch.rand(1, 3, 64, 96))
+    head = model.model[-1]
+    assert head.strides.shape == (1, 126) and head.strides[0, [0, 96, 120]].tolist() == [8, 16, 32]
+    means = raw["boxes"].reshape(1, 4, 16, 126).softmax(2) * torch.arange(16.0)[:, None]
+    left, top, right, bottom = (means.sum(2) * head.strides)[0]
+    torch.testing.assert_close(decoded[0, 2:4], torch.stack((left + right, top + bottom)), rtol=1e-4, atol=1e-3)
 
 
 def test_boxes_are_scaled_by_each_axis_gain_and_clipped() -> None:
