@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ) as error:
         if os.environ.get("MLC_YOLO_TRACEBACK") or (work_has_begun() and not _is_usage(error)):
             raise
+        session.leave_no_empty_folder()
         print(_answer(error), file=sys.stderr)
         return 2
     return 0
@@ -179,11 +180,20 @@ def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         elif mode and MODES[mode].bare not in {"", *settings}:
             settings[MODES[mode].bare] = word
         else:
-            raise UsageError(f"'{word}' is not a mode or argument.{nearest(word, [*MODES, *SPECIAL, *TASKS, *known])}")
+            near = _as_file(word) or nearest(word, [*MODES, *SPECIAL, *TASKS, *known])
+            raise UsageError(f"'{word}' is not a mode or argument.{near}")
     mode = settings.pop("mode", mode)
     if mode not in MODES:
         raise UsageError(f"expected a mode first, one of {', '.join(MODES)}" + (f"; got '{mode}'" if mode else ""))
     return mode, _accepted(mode, settings)
+
+
+def _as_file(word: str) -> str:
+    """Say which arguments a file may be meant for; nothing of a word that is none."""
+    suffix = word.rpartition(".")[2].lower()
+    if suffix in {"yaml", "yml"}:
+        return f" Did you mean data={word} or model={word}?"
+    return f" Did you mean model={word}?" if suffix in {"pt", "onnx", "safetensors", "torchscript"} else ""
 
 
 def _own_arguments() -> dict[str, Any]:
@@ -216,7 +226,7 @@ def _accepted(mode: str, settings: dict[str, Any]) -> dict[str, Any]:
         where = f" {' and '.join(foreign)} is for {' and '.join(others)}." if others else ""
         raise UsageError(f"{mode} takes {listed}, not {', '.join(foreign)}.{where}")
     if missing := [name for name in line.required if settings.get(name) is None]:
-        raise UsageError(f"{mode} needs {' and '.join(f'{name}=...' for name in missing)}.")
+        raise UsageError(f"{mode} needs {' and '.join(f'{name}=...' for name in missing)}")
     if line.stock:
         return settings
     # Names and folders stay texts whatever they look like: output=2007.

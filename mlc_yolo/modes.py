@@ -24,10 +24,12 @@ class Session:
 
     Attributes:
         model: the `MLCYOLO` that was opened last; None before.
+        new_folder: where its files go, if that folder was not there before; None where none was announced.
     """
 
     def __init__(self) -> None:
         self.model: Any = None
+        self.new_folder: Path | None = None
 
     def open(self, name: Any, arguments: dict[str, Any]) -> Any:
         """Open a model; `task` and `trust` are taken out of the arguments."""
@@ -58,8 +60,16 @@ class Session:
             folder = Path(str(resumed)).absolute().parent.parent
         else:
             place = dict.fromkeys(("save_dir", "project", "name")) | {"exist_ok": False, **arguments}
-            folder = get_save_dir(SimpleNamespace(**{**place, "task": self.model.task, "mode": name}))
+            folder = get_save_dir(
+                SimpleNamespace(**{**place, "task": getattr(self.model, "task", "detect"), "mode": name})
+            )
+        self.new_folder = None if folder.exists() else folder
         LOGGER.info(f"Files of this run go to {folder}")
+
+    def leave_no_empty_folder(self) -> None:
+        """Remove the folder of a run that was refused, which upstream makes before it looks at the data."""
+        if self.new_folder and self.new_folder.is_dir() and not any(self.new_folder.iterdir()):
+            self.new_folder.rmdir()
 
     def resume_hint(self) -> str:
         """Return how to go on after an interrupted training."""
@@ -162,6 +172,7 @@ def _figure(session: Session, _mode: str, arguments: dict[str, Any]) -> None:
 
     name, kind = arguments.pop("model", None), arguments.pop("kind", "")
     model = None if name is None else session.open(name, arguments)
+    session.announce(arguments, str(kind))
     draw_figure(kind, model, other=arguments.pop("other", None), **arguments)
 
 

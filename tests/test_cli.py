@@ -82,6 +82,8 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "scale=2"], "scale=2 must be above 0"),
         (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "epochs=9"], "Take epochs=10 or more"),
         (["reproduce", "mlc_table3_retinanet_ml", "epoch"], "Did you mean 'epochs'"),
+        (["diagnose", "yolo11n.pt"], "Did you mean model=yolo11n.pt?"),
+        (["diagnose", "mine.yaml"], "Did you mean data=mine.yaml or model=mine.yaml?"),
         (["convert"], "convert needs source=... and output=..."),
         (["convert", "source=here"], "convert needs output=..."),
         (["convert", "source=here", "outptu=there"], "Did you mean 'output'"),
@@ -107,6 +109,16 @@ def test_a_wrong_command_line_says_what_to_do(
     assert cli.main(words) == 2
     shown = capsys.readouterr().err
     assert message in shown and "Traceback" not in shown
+
+
+@pytest.mark.parametrize("mode", ["val", "diagnose"])
+def test_a_refused_request_leaves_no_empty_folder(mode: str, run_dir: Path) -> None:
+    words = [mode, "model=yolo11n.yaml", "imgsz=64", f"project={run_dir}"]
+    assert cli.main([*words, "data=nowhere.yaml"]) == 2
+    assert list(run_dir.iterdir()) == []
+    (run_dir / "mine").mkdir()
+    assert cli.main([*words, "data=nowhere.yaml", "name=mine", "exist_ok=True"]) == 2
+    assert (run_dir / "mine").is_dir()  # it was there before
 
 
 def test_a_missing_package_is_named_with_what_to_do(
@@ -262,8 +274,13 @@ def test_every_mode_is_made_to_fail() -> None:
 
 
 @pytest.mark.parametrize("mode", FAULTS)
-def test_a_fault_keeps_its_traceback_and_a_mistake_is_a_line(
-    mode: str, words_of: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_fault_keeps_its_traceback_a_mistake_is_a_line_and_the_folder_comes_first(
+    mode: str,
+    words_of: Any,
+    run_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def fail(*_args: Any, **_kwargs: Any) -> None:
         raise ValueError("forced")  # of the kind that a mistake raises too
@@ -272,8 +289,15 @@ def test_a_fault_keeps_its_traceback_and_a_mistake_is_a_line(
     shown = capsys.readouterr().err
     assert "mlc-yolo: " in shown and "Traceback" not in shown and "forced" not in shown
     monkeypatch.setattr(FAULTS[mode][0], fail)
+    caplog.clear()
     with pytest.raises((ValueError, AssertionError), match="forced"):  # benchmark asserts
         cli.main(words_of(mode))
+    if mode in {"export", "benchmark", "convert", "split"}:  # files beside the model, or where `output` says
+        return
+    folder = Path(caplog.messages[0].rpartition(" go to ")[2])
+    assert folder.parent == run_dir and (
+        folder.is_dir() or mode in {"figure", "tune", "diagnose"}
+    )  # these make theirs late
 
 
 def test_failed_runs_of_a_comparison_end_with_one_and_without_a_traceback(
@@ -298,6 +322,7 @@ def test_train_val_predict_and_export_from_a_shell(tiny_data: Path, run_dir: Pat
     place = (f"project={run_dir}", "exist_ok=True")
     trained = _run(*TRAIN, f"data={tiny_data}", "assigner=mlc", "name=train", *place, cwd=run_dir)
     assert trained.returncode == 0, trained.stderr
+    assert trained.stdout.startswith(f"Files of this run go to {run_dir / 'train'}\n")
     best = run_dir / "train" / "weights" / "best.pt"
 
     validated = _run("val", f"model={best}", f"data={tiny_data}", "imgsz=64", "coco_eval=True", "name=val", *place)

@@ -89,6 +89,7 @@ def compare(
     grid = plan({"model": model, "data": data, **options}, baseline)
     base = Path(project).absolute() if project else Path(SETTINGS["runs_dir"]) / "compare"
     folder = _choose_folder(base, name or "compare", grid, fixed=name is not None or exist_ok)
+    LOGGER.info(f"Files of this comparison go to {folder}")
     pending = [cell for cell in grid.cells if not is_finished(cell, folder)]
     first = {(cell.data, cell.variant): cell for cell in reversed(pending)}  # no check depends on the seed
     if refused := refusals({cell.name: cell.options for cell in first.values()}):
