@@ -166,7 +166,10 @@ class Comparison:
                 "One in twenty comparisons of equals shows a difference by chance."
             )
         if any(row["seeds"] == 1 for row in self.differences):
-            notes.append("With one seed they speak of these weights on other images, not of training again.")
+            notes.append(
+                "With one seed intervals speak of these two sets of weights on other images, not of training again: no "
+                "verdict on the options. Add seeds to the command (seed=0,1,2); finished runs are kept."
+            )
         if any(row["seeds"] == 2 for row in self.differences):
             notes.append(
                 "Two seeds say little about a third: where they disagree, intervals are wide. Take three or more."
@@ -301,22 +304,23 @@ def _block(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the lines of one variant."""
     first = rows[0]
     seeds = f"{first['seeds']} seed{'s' * (first['seeds'] > 1)}"
+    width = 16 if first["seeds"] > 1 else 11  # one seed has no spread, but a longer verdict
     lines = [
         f"{first['variant']} against {first['baseline']} on {first['data']}, {seeds}",
-        f"  {'':14}{'baseline':>16}{'variant':>16}{'difference':>16}   {'interval':20}verdict",
+        f"  {'':14}{'baseline':>{width}}{'variant':>{width}}{'difference':>{width}}   {'interval':17}verdict",
     ]
     for row in rows:
         digits = 3 if row["metric"] == "spearman" else 1
         means = [_spread(row[f"{prefix}mean"], row[f"{prefix}sd"], digits) for prefix in ("baseline_", "")]
-        line = f"  {row['metric'].replace('_', ' '):14}{means[0]:>16}{means[1]:>16}"
+        line = f"  {row['metric'].replace('_', ' '):14}{means[0]:>{width}}{means[1]:>{width}}"
         if row["verdict"]:
             change = _spread(row["difference"], row["difference_sd"], digits, sign="+")
             known = row["low"] is not None
             ends = (f"{round(row[end], digits) + 0.0:+.{digits}f}" for end in ("low", "high")) if known else ()
             interval = f"[{', '.join(ends)}]" if known else ""
-            line += f"{change:>16}   {interval:20}{row['verdict']}"
+            line += f"{change:>{width}}   {interval:17}{row['verdict']}"
         elif row["ratio"] is not None:
-            line += f"{'x ' + format(row['ratio'], '.2f'):>16}"
+            line += f"{'x ' + format(row['ratio'], '.2f'):>{width}}"
         lines.append(line.rstrip())
     return "\n".join(lines)
 

@@ -12,6 +12,8 @@ from markupsafe import Markup, escape
 from numpy.typing import NDArray
 from ultralytics.utils.patches import imread
 
+from mlc_yolo.plots.bands import displayed
+
 LONGEST = 480  # px, the longer side of a photograph on the page
 JPEG_QUALITY = 78
 
@@ -26,7 +28,7 @@ def photograph_of(path: str, region: tuple[int, int, int, int] | None = None) ->
     Returns:
         The URI; empty if there is no such image any more.
     """
-    photo = imread(path) if Path(path).is_file() else None
+    photo = _read(path) if Path(path).is_file() else None
     if photo is None:
         return ""
     if region is not None:
@@ -39,6 +41,18 @@ def photograph_of(path: str, region: tuple[int, int, int, int] | None = None) ->
     small = cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
     _, data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode()
+
+
+def _read(path: str) -> NDArray[np.uint8] | None:
+    """Return an image as (H, W, 3) BGR, of more bands the first three as figures show them; None if it is none."""
+    photo: NDArray[np.uint8] | None = imread(path)
+    if photo is None or not path.lower().endswith((".tif", ".tiff")):
+        return photo
+    # The grey pages of a TIFF are bands, of which `photo` is the first; a page of colours is BGR already, alpha last.
+    bands = imread(path, cv2.IMREAD_UNCHANGED)
+    if bands.shape[-1] <= 3 or np.array_equal(bands[..., :3], photo):
+        return photo
+    return np.ascontiguousarray(displayed(bands)[..., ::-1])
 
 
 def box_markup(box: NDArray[np.floating], class_: str) -> Markup:

@@ -46,6 +46,12 @@ COST_NOTE = (
     "Mean over the finished runs, and its ratio to the baseline’s. Training without validation; memory at its peak in "
     "training; latency of inference and NMS at batch 1, measured once per variant."
 )
+#: What stands beside a verdict from one seed.
+ONE_SEED = (
+    "One seed: this speaks of these two sets of weights only, and says nothing on the options. Trained again, the "
+    "difference may vanish or turn round. For a verdict add seeds to the command, such as seed=0,1,2; finished runs "
+    "are kept."
+)
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 #: Photographs of a page are limited to this many pairs; each direction of each variant gets one at least.
 MOST_PAIRS, MOST_PER_LIST = 12, 3
@@ -91,7 +97,10 @@ def facts(comparison: Comparison, sets: Sequence[DataSet]) -> list[tuple[str, st
 
 
 def verdicts(data: DataSet) -> list[dict[str, Any]]:
-    """Return a sentence per variant: what became of AP, then of the other metrics that moved."""
+    """Return a sentence per variant: what became of AP, then of the other metrics that moved.
+
+    One seed gives no verdict on the options: its difference is neither better nor worse, and more seeds are asked for.
+    """
     found = []
     for variant in data.others:
         row = data.difference(variant, "AP")
@@ -102,10 +111,12 @@ def verdicts(data: DataSet) -> list[dict[str, Any]]:
             for metric in METRICS
             if metric != "AP" and (other := data.difference(variant, metric)) and _shown(other)
         ]
-        tone = ("better" if row["difference"] > 0 else "worse") if _shown(row) else "open"
+        tone = ("better" if row["difference"] > 0 else "worse") if _proves(row) else "open"
         others = f"Also shown: {'; '.join(moved)}." if moved else "No other metric shows a difference."
-        text, verdict = _interval(row, "AP"), row["verdict"]
-        found.append({"variant": variant, "tone": tone, "text": text, "verdict": verdict, "others": others})
+        text, verdict, caveat = _interval(row, "AP"), row["verdict"], ONE_SEED if row["seeds"] == 1 else ""
+        found.append(
+            {"variant": variant, "tone": tone, "text": text, "verdict": verdict, "caveat": caveat, "others": others}
+        )
     return found
 
 
@@ -129,7 +140,8 @@ def tables(data: DataSet) -> list[dict[str, Any]]:
         ]
         told = {
             "heading": "Difference from the baseline",
-            "note": "Mean over pairs of runs of the same seed, and its 95 % interval; bold where that excludes zero.",
+            "note": "Mean over pairs of runs of the same seed, and its 95 % interval; bold where that excludes zero "
+            "and there are two pairs or more.",
         }
         made.append({**told, "headings": [("Variant", ""), *headings], "rows": rows, "stacked": True})
     if costs:
@@ -327,6 +339,11 @@ def _shown(row: dict[str, Any]) -> bool:
     return row["low"] is not None and (row["low"] > 0 or row["high"] < 0)
 
 
+def _proves(row: dict[str, Any]) -> bool:
+    """Whether a difference speaks of the options, which takes two seeds, and is shown."""
+    return row["seeds"] > 1 and _shown(row)
+
+
 def _interval(row: dict[str, Any], metric: str) -> str:
     mean, low, high = (_signed(row[key], METRICS[metric][2]) for key in ("difference", "low", "high"))
     return f"{mean} ({low} to {high})"
@@ -336,7 +353,7 @@ def _difference(row: dict[str, Any] | None, metric: str) -> dict[str, Any]:
     if row is None or row["difference"] is None:
         return _value(math.nan)
     mean, _, interval = _interval(row, metric).partition(" ")
-    return {"value": row["difference"], "text": mean, "small": interval, "shown": _shown(row)}
+    return {"value": row["difference"], "text": mean, "small": interval, "shown": _proves(row)}
 
 
 def _mean(variant: Variant, metric: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import re
 from collections.abc import Iterator
@@ -17,13 +19,14 @@ import yaml
 
 from mlc_yolo.compare.cell import EPOCHS, RECORDS, SPECIFICATION
 from mlc_yolo.compare.grid import Grid, plan
-from mlc_yolo.compare.results import Comparison, latency_file
+from mlc_yolo.compare.results import DIFFERENCES, Comparison, latency_file
 from mlc_yolo.metrics.errors import Kind, count_kinds, judge
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.reliability import best_ious, reliability
 from mlc_yolo.report import charts, differing, sections, write_report
 from mlc_yolo.report.gather import gather, read_curves
 from mlc_yolo.report.page import render
+from mlc_yolo.report.photographs import photograph_of
 from mlc_yolo.report.template import breakable
 
 EPOCHS_TRAINED = 5
@@ -161,7 +164,6 @@ def test_the_verdict_comes_first_and_says_what_the_comparison_found(comparison: 
     row = next(row for row in comparison.differences if row["metric"] == "AP")
     mean, low, high = (f"{row[key]:+.1f}".replace("-", "−") for key in ("difference", "low", "high"))
     assert f"assigner=mlc: AP {mean} ({low} to {high}): {row['verdict']}." in text
-    assert row["verdict"] == "higher"
     assert text.index("Does it help?") < text.index("The numbers") < text.index("Where do they differ most?")
 
 
@@ -169,6 +171,37 @@ def test_a_verdict_without_a_difference_says_so(tmp_path: Path, tiny_data: Path,
     found = comparison_of(tmp_path / "same", tiny_data, images=images, assigner=["tal", "atss"])
     text = text_of(render(found))
     assert re.search(r"assigner=atss: AP \S+ \(−\S+ to \+\S+\): no difference shown\. No other metric", text)
+
+
+@pytest.mark.parametrize(
+    ("variant", "verdict"),
+    [("mlc", "these two weights differ; take more seeds"), ("atss", "no difference shown; take more seeds")],
+)
+def test_one_seed_is_no_verdict_on_the_options_in_the_csv_the_console_and_the_page(
+    variant: str, verdict: str, tmp_path: Path, tiny_data: Path, images: list[str]
+) -> None:
+    compared = comparison_of(tmp_path / "one", tiny_data, images=images, assigner=["tal", variant], seed=0)
+    compared.write()
+    with open(compared.folder / DIFFERENCES, encoding="utf-8", newline="") as file:
+        assert [row["verdict"] for row in csv.DictReader(file) if row["metric"] == "AP"] == [verdict]
+    console = str(compared)
+    assert re.search(rf"AP  .*\]  +{verdict}\n", console)
+    assert "no verdict on the options. Add seeds to the command (seed=0,1,2)" in console
+    assert max(map(len, console.splitlines()[:12])) <= 110
+    html = render(compared)
+    assert re.search(
+        rf"assigner={variant}: AP \S+ \(\S+ to \S+\): {verdict}\. {re.escape(sections.ONE_SEED)}", text_of(html)
+    )
+    assert '<li class="open">' in html
+    assert not re.search('class="(better|worse|number shown)"', html)
+
+
+def test_a_verdict_of_three_seeds_is_on_the_options(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
+    compared = comparison_of(tmp_path / "three", tiny_data, images=images, seed=[0, 1, 2])
+    html = render(compared)
+    assert '<li class="better">' in html and 'class="number shown"' in html
+    assert re.search(r"assigner=mlc: AP \S+ \(\S+ to \S+\): higher\. Also shown: ", text_of(html))
+    assert "One seed" not in text_of(html)
 
 
 def test_tables_hold_the_numbers_of_the_comparison(comparison: Comparison) -> None:
@@ -242,6 +275,32 @@ def test_an_unfinished_comparison_is_reported_as_far_as_it_got(
 def test_a_comparison_of_seeds_alone_is_reported(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     found = comparison_of(tmp_path / "seeds", tiny_data, images=images, assigner="mlc")
     assert "Nothing to compare yet: only every run has finished" in text_of(render(found))
+
+
+def _mean_of_bands(uri: str) -> list[float]:
+    """The mean red, green and blue of a photograph on the page."""
+    data = np.frombuffer(base64.b64decode(uri.partition(",")[2]), dtype=np.uint8)
+    return [float(mean) for mean in cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1].mean((0, 1))]
+
+
+@pytest.mark.parametrize(
+    ("levels", "seen"),
+    [([60], [60, 60, 60]), ([60, 130], [60, 60, 60]), ([60, 130, 200, 20, 90], [60, 130, 200])],
+)
+def test_a_photograph_of_many_bands_shows_the_first_three_and_of_few_the_first_as_grey(
+    levels: list[int], seen: list[int], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "bands.tiff")
+    assert cv2.imwritemulti(path, [np.full((40, 60), level, dtype=np.uint8) for level in levels])
+    assert _mean_of_bands(photograph_of(path)) == pytest.approx(seen, abs=3)
+
+
+@pytest.mark.parametrize("alpha", [[], [128]])
+def test_a_photograph_of_colours_keeps_them_with_and_without_alpha(alpha: list[int], tmp_path: Path) -> None:
+    for suffix in (".tiff", ".png"):
+        path = str(tmp_path / f"colours{suffix}")
+        assert cv2.imwrite(path, np.full((40, 60, 3 + len(alpha)), [200, 130, 60, *alpha], dtype=np.uint8))
+        assert _mean_of_bands(photograph_of(path)) == pytest.approx([60, 130, 200], abs=3)
 
 
 def test_images_that_are_gone_are_passed_over(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
