@@ -136,9 +136,7 @@ def _stream(session: Session, mode: str, arguments: dict[str, Any]) -> None:
 def _diagnose(session: Session, mode: str, arguments: dict[str, Any]) -> None:
     from ultralytics.utils import LOGGER
 
-    name, report = arguments.pop("model"), arguments.pop("report", False)
-    if not isinstance(report, bool):
-        raise UsageError(f"report={report} must be True or False")
+    name, report = arguments.pop("model"), _report(arguments)
     model = session.open(name, arguments)
     session.announce(arguments, mode)
     diagnosis = model.diagnose(**arguments)
@@ -150,9 +148,16 @@ def _diagnose(session: Session, mode: str, arguments: dict[str, Any]) -> None:
 
 
 def _compare(_session: Session, _mode: str, arguments: dict[str, Any]) -> None:
+    from ultralytics.utils import LOGGER
+
     from mlc_yolo.compare import compare, split_values
 
+    report = _report(arguments)
     comparison = compare(**split_values(arguments))
+    if report:
+        from mlc_yolo.report import write_report
+
+        LOGGER.info(f"Report: {write_report(comparison, comparison.folder / 'report.html')}")
     if comparison.failed:
         raise RunsFailed(f"{len(comparison.failed)} of the runs failed: {', '.join(comparison.failed)}")
 
@@ -240,6 +245,18 @@ MODES: dict[str, Mode] = {
     "split": Mode("label a part of the training images, list the rest", _split, _SPLIT, ("data",), stock=False),
     "demo": Mode("train, validate and predict on the built-in demo set", _demo),
 }
+
+
+def _report(arguments: dict[str, Any]) -> bool:
+    """Take `report` out of the arguments.
+
+    Raises:
+        UsageError: neither True nor False.
+    """
+    report = arguments.pop("report", False)
+    if not isinstance(report, bool):
+        raise UsageError(f"report={report} must be True or False")
+    return report
 
 
 def _model_name(arguments: dict[str, Any]) -> Any:

@@ -89,6 +89,7 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["convert", "source=here", "outptu=there"], "Did you mean 'output'"),
         (["convert", "source=here", "output=there", "epochs=3"], "not epochs"),
         (["val", "executor=ray"], "executor is for compare"),
+        (["compare", "model=yolo11n.yaml", "report=yes"], "report=yes must be True or False"),
         (["compare", "classify", "model=yolo11n.yaml"], "compare is for detection models"),
         (["diagnose", "model=yolo11n.yaml"], "diagnose needs data=..."),
         (["diagnose", "data=demo.yaml"], "diagnose needs model=..."),
@@ -298,6 +299,16 @@ def test_a_fault_keeps_its_traceback_a_mistake_is_a_line_and_the_folder_comes_fi
     assert folder.parent == run_dir and (
         folder.is_dir() or mode in {"figure", "tune", "diagnose"}
     )  # these make theirs late
+
+
+def test_the_command_line_writes_the_page_of_a_comparison_whose_runs_failed_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    comparison = SimpleNamespace(failed={"a": "its log"}, folder=tmp_path)
+    monkeypatch.setattr("mlc_yolo.compare.run.compare", lambda **_: comparison)
+    monkeypatch.setattr("mlc_yolo.report.write_report", lambda *arguments: arguments)
+    assert cli.main(["compare", "model=yolo11n.yaml", "data=demo.yaml", "assigner=tal,mlc", "report=True"]) == 1
+    assert caplog.messages[-1] == f"Report: {(comparison, tmp_path / 'report.html')}"
 
 
 def test_failed_runs_of_a_comparison_end_with_one_and_without_a_traceback(

@@ -24,7 +24,8 @@ LAYERS: tuple[frozenset[str], ...] = (
     frozenset({"evaluation", "training"}),
     frozenset({"model"}),
     frozenset({"figures"}),
-    frozenset({"compare", "demo", "report", "paper"}),
+    frozenset({"compare", "demo", "paper"}),
+    frozenset({"report"}),
     frozenset({"modes", "cli", "__main__"}),
 )
 PURE = frozenset().union(*LAYERS[:4])

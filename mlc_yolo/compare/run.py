@@ -43,7 +43,6 @@ def compare(
     project: str | Path | None = None,
     name: str | None = None,
     exist_ok: bool = False,
-    report: bool = False,
     **options: Any,
 ) -> Comparison:
     """Train every combination of options and compare the results with a baseline's.
@@ -65,7 +64,6 @@ def compare(
         name: of this one's folder. Left out, a comparison of the same options is continued, and one of other options
             gets a new folder.
         exist_ok: without a name, take project/compare and no other folder.
-        report: also write report.html.
         **options: arguments of a training, upstream's and ours, any of them a list. Those whose one value may be a list
             (lr_steps, classes, freeze, unlabeled) vary when they are a list of lists. `seed` pairs runs.
 
@@ -118,10 +116,6 @@ def compare(
         LOGGER.error(f"{cell} failed; the end of {folder / cell / LOG}:\n{tail}")
     if failed:
         LOGGER.error("The same command tries them again.")
-    if report:
-        from mlc_yolo.report import write_report
-
-        LOGGER.info(f"Report: {write_report(found, folder / 'report.html')}")
     return found
 
 
