@@ -10,6 +10,7 @@ from mlc_yolo.compare.results import Comparison
 from mlc_yolo.metrics.divergence import SCORE_THRESHOLD
 from mlc_yolo.metrics.reliability import BINS
 from mlc_yolo.report import sections
+from mlc_yolo.report.gaps import gap_tables
 from mlc_yolo.report.gather import DataSet, gather
 from mlc_yolo.report.template import fill
 
@@ -69,5 +70,6 @@ def _context(data: DataSet) -> dict[str, Any]:
         "objects": f"{len(data.baseline.records[0].gt_labels):,}",
         "images": f"{len(data.baseline.records[0].images):,}",
         "kinds": sections.error_rows(data),
+        "gaps": gap_tables(data),
         "differing": sections.differing_images(data),
     }

@@ -17,6 +17,7 @@ from mlc_yolo.metrics.reliability import reliability
 from mlc_yolo.report import charts
 from mlc_yolo.report.differing import Differing, Judged, differences, most_differing
 from mlc_yolo.report.gather import DataSet, Variant
+from mlc_yolo.report.numerals import cell, signed
 
 #: Metric -> how it is called, what it is, and its digits after the point.
 METRICS = {
@@ -126,7 +127,7 @@ def tables(data: DataSet) -> list[dict[str, Any]]:
     costs = [key for key in COSTS if any(np.isfinite(v.values(key)).any() for v in data.variants)]
     headings = [(METRICS[metric][0], METRICS[metric][1]) for metric in metrics]
     reached = [
-        {"variant": v, "cells": [_value(len(v.runs), 0), *(_mean(v, metric) for metric in metrics)]}
+        {"variant": v, "cells": [cell(len(v.runs), 0), *(_mean(v, metric) for metric in metrics)]}
         for v in data.variants
     ]
     note = "Mean over the finished runs ± standard deviation."
@@ -153,7 +154,7 @@ def tables(data: DataSet) -> list[dict[str, Any]]:
         {
             "variant": v,
             "run": f"seed {run['seed']}",
-            "cells": [_value(v.values(metric)[i], METRICS[metric][2]) for metric in metrics],
+            "cells": [cell(v.values(metric)[i], METRICS[metric][2]) for metric in metrics],
         }
         for v in data.variants
         for i, run in enumerate(v.runs)
@@ -230,7 +231,7 @@ def ap_by_iou_charts(data: DataSet) -> list[dict[str, Any]]:
         if pairs
     ]
     if lines:
-        ends = "; ".join(f"{line.name} {_signed(line.y[0])} at 0.50, {_signed(line.y[-1])} at 0.95" for line in lines)
+        ends = "; ".join(f"{line.name} {signed(line.y[0])} at 0.50, {signed(line.y[-1])} at 0.95" for line in lines)
         told = f"Difference of AP from the baseline by IoU threshold: {ends}."
         svg = charts.line_chart(THRESHOLDS, lines, x_label=label, y_label="difference, points", told=told, zero=True)
         drawn.append(
@@ -298,7 +299,7 @@ def differing_images(data: DataSet) -> list[dict[str, Any]]:
         higher, lower = int((mean > 0).sum()), int((mean < 0).sum())
         summary = (
             f"Of {len(mean)} images, {variant.name} is better on {higher} and worse on {lower}; mean difference of "
-            f"quality {_signed(float(mean.mean()), 3)}."
+            f"quality {signed(float(mean.mean()), 3)}."
         )
         lists = [
             (f"Where {variant.name} is better", _shown_images(better, names)),
@@ -312,7 +313,7 @@ def _shown_images(images: Sequence[Differing], names: tuple[str, str]) -> list[d
     return [
         {
             "file": image.file,
-            "difference_text": _signed(image.difference, 2),
+            "difference_text": signed(image.difference, 2),
             "panels": list(zip(image.panels, names, strict=True)),
         }
         for image in images
@@ -345,13 +346,13 @@ def _proves(row: dict[str, Any]) -> bool:
 
 
 def _interval(row: dict[str, Any], metric: str) -> str:
-    mean, low, high = (_signed(row[key], METRICS[metric][2]) for key in ("difference", "low", "high"))
+    mean, low, high = (signed(row[key], METRICS[metric][2]) for key in ("difference", "low", "high"))
     return f"{mean} ({low} to {high})"
 
 
 def _difference(row: dict[str, Any] | None, metric: str) -> dict[str, Any]:
     if row is None or row["difference"] is None:
-        return _value(math.nan)
+        return cell(math.nan)
     mean, _, interval = _interval(row, metric).partition(" ")
     return {"value": row["difference"], "text": mean, "small": interval, "shown": _proves(row)}
 
@@ -360,9 +361,9 @@ def _mean(variant: Variant, metric: str) -> dict[str, Any]:
     values, digits = variant.values(metric), METRICS[metric][2]
     values = values[np.isfinite(values)]
     if not len(values):
-        return _value(math.nan)
+        return cell(math.nan)
     spread = f" ± {values.std(ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return {**_value(float(values.mean()), digits), "small": spread}
+    return {**cell(float(values.mean()), digits), "small": spread}
 
 
 def _cost(data: DataSet, variant: Variant, key: str) -> dict[str, Any]:
@@ -370,20 +371,10 @@ def _cost(data: DataSet, variant: Variant, key: str) -> dict[str, Any]:
     values = factor * variant.values(key)
     values = values[np.isfinite(values)]
     if not len(values):
-        return _value(math.nan)
+        return cell(math.nan)
     row = data.difference(variant, name)
     ratio = "" if row is None or row["ratio"] is None else f" × {row['ratio']:.2f}"
-    return {**_value(float(values.mean()), 0 if values.mean() >= 100 else 1), "small": ratio}
-
-
-def _value(value: float, digits: int = 1) -> dict[str, Any]:
-    return {"value": value, "text": "–" if math.isnan(value) else f"{value:,.{digits}f}".replace("-", "−")}
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    """Return a number with its sign; one that rounds to nothing has none."""
-    text = f"{value:+.{digits}f}"
-    return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
+    return {**cell(float(values.mean()), 0 if values.mean() >= 100 else 1), "small": ratio}
 
 
 def _count(mean: float) -> str:

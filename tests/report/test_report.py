@@ -21,9 +21,11 @@ from mlc_yolo.compare.cell import EPOCHS, RECORDS, SPECIFICATION
 from mlc_yolo.compare.grid import Grid, plan
 from mlc_yolo.compare.results import DIFFERENCES, Comparison, latency_file
 from mlc_yolo.metrics.errors import Kind, count_kinds, judge
+from mlc_yolo.metrics.oracles import Oracles, Repair
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.reliability import best_ious, reliability
 from mlc_yolo.report import charts, differing, sections, write_report
+from mlc_yolo.report.gaps import gap_tables
 from mlc_yolo.report.gather import gather, read_curves
 from mlc_yolo.report.page import render
 from mlc_yolo.report.photographs import photograph_of
@@ -412,6 +414,37 @@ def test_epochs_without_validation_have_no_metrics(tmp_path: Path) -> None:
     assert curves["metrics/mAP50(B)"].tolist() == pytest.approx([np.nan, 0, 0.5], nan_ok=True)
     assert curves["epoch"].tolist() == [1, 2, 3]
     assert read_curves(tmp_path / "none.csv") == {}
+
+
+def test_a_change_that_places_boxes_better_narrows_that_gap_and_the_table_says_so(
+    tmp_path: Path, tiny_data: Path, images: list[str]
+) -> None:
+    compared = comparison_of(tmp_path / "gaps", tiny_data, images=images, seed=[0, 1, 2])
+    (data,) = gather(compared)
+    (table,) = gap_tables(data)
+    rows = {row["name"]: row["cells"] for row in table["rows"]}
+    assert list(rows) == [repair.value for repair in Repair if repair is not Repair.INSIDE]
+    for repair in (Repair.PLACE, Repair.DUPLICATES):
+        means = []
+        for variant in data.variants:
+            judged = [Oracles(records) for records in variant.records]
+            gains = [oracles((repair,))["AP"] - oracles()["AP"] for oracles in judged]
+            means.append(100 * float(np.mean(gains)))
+        baseline, variant, difference = (cell["value"] for cell in rows[repair.value])
+        assert [baseline, variant] == pytest.approx(means)
+        assert difference == pytest.approx(means[1] - means[0])
+    placed = rows["place"][2]
+    assert placed["shown"] and placed["value"] < -10
+    text = text_of(render(compared))
+    assert re.search(rf"What did the change do.*place .*{re.escape(placed['small'])}", text)
+    assert "speak of these two sets of weights only" not in text
+
+
+def test_gaps_of_one_seed_are_not_bold_and_say_so(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
+    compared = comparison_of(tmp_path / "gap", tiny_data, images=images, seed=0)
+    (table,) = gap_tables(gather(compared)[0])
+    assert not any(row["cells"][2]["shown"] for row in table["rows"])
+    assert "One seed: these differences speak of these two sets of weights only." in text_of(render(compared))
 
 
 # ---- in a browser
