@@ -93,6 +93,8 @@
 | `convert_ndjson_to_yolo_if_needed` awaits the converter for `.ndjson` and returns anything else as it is | data sets |
 | a line of a list of images is a path as it stands, blanks included | listing |
 | `_YOLO_CLI_COMMAND` is the command a tuning iteration starts | tuner |
+| first steps call back once all is checked: training, a batch of val or predict, export | command line: faults |
+| `get_save_dir` names a run's folder of six arguments and makes nothing | command line: the first log line |
 
 Where upstream asks for an exact class or a class's name, so that a subclass of ours falls through. A test looks for
 such questions in the installed version's source and fails on one that is not listed.

@@ -20,15 +20,17 @@ import ultralytics
 from detector_runs import TINY, rows
 from torch import nn
 from ultralytics import YOLO
-from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg
+from ultralytics.cfg import DEFAULT_CFG_DICT, get_cfg, get_save_dir
 from ultralytics.data import build_dataloader, build_yolo_dataset
 from ultralytics.data.augment import Compose, Format, LetterBox
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.data.utils import IMG_FORMATS, exif_size, get_split_fraction
-from ultralytics.engine.exporter import export_formats
+from ultralytics.engine.exporter import Exporter, export_formats
 from ultralytics.engine.model import Model
+from ultralytics.engine.predictor import BasePredictor
 from ultralytics.engine.results import Boxes, Results
 from ultralytics.engine.trainer import BaseTrainer
+from ultralytics.engine.validator import BaseValidator
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer, DetectionValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.autobackend import AutoBackend
@@ -44,6 +46,7 @@ from ultralytics.utils.torch_utils import ModelEMA, is_qat
 
 from mlc_yolo import upstream as compat
 from mlc_yolo.data import datasets
+from mlc_yolo.faults import FIRST_STEPS
 from mlc_yolo.heads.iou_aware import add_iou_channel
 
 
@@ -884,3 +887,22 @@ def test_a_line_of_a_list_is_a_path_as_it_stands(tiny_data: Path, tmp_path: Path
     data = {"names": dict(enumerate("abc")), "nc": 3}
     dataset = YOLODataset(img_path=str(image.parent), imgsz=64, augment=False, data=data)
     assert dataset.get_img_files(str(tmp_path / "list.txt")) == [f" {image}", str(image), str(image)]
+
+
+def test_first_steps_call_back_once_everything_is_checked() -> None:
+    first_steps = {
+        "on_train_start": (BaseTrainer._do_train, "self._setup_train(", "self._model_train("),
+        "on_val_batch_start": (BaseValidator.__call__, "self.init_metrics(", "self.postprocess("),
+        "on_predict_batch_start": (BasePredictor.stream_inference, "self.setup_source(", "self.postprocess("),
+        "on_export_start": (Exporter.__call__, "raise ValueError", 'f"export_'),
+    }
+    assert set(first_steps) == set(FIRST_STEPS)
+    for event, (method, check, work) in first_steps.items():
+        source = inspect.getsource(method)
+        assert source.rindex(check) < source.index(f'run_callbacks("{event}")') < source.index(work), event
+
+
+def test_the_folder_of_a_run_is_named_and_not_made(tmp_path: Path) -> None:
+    place = {"save_dir": None, "project": str(tmp_path), "name": None, "exist_ok": False}
+    asked = SimpleNamespace(**place, task="detect", mode="val")
+    assert get_save_dir(asked) == tmp_path / "val" and not list(tmp_path.iterdir())
