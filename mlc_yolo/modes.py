@@ -122,12 +122,12 @@ def _stream(session: Session, mode: str, arguments: dict[str, Any]) -> None:
     from ultralytics.utils import ASSETS, LOGGER
 
     model = session.open(_model_name(arguments), arguments)
-    if "source" not in arguments:
-        arguments["source"] = ASSETS
-        LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
     arguments = {"save": True, **arguments}
     if arguments["save"]:
         session.announce(arguments, mode)
+    if "source" not in arguments:
+        arguments["source"] = ASSETS
+        LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
     # Upstream takes any program whose name ends in "yolo" for its own: then all is done when this returns None.
     for _ in getattr(model, mode)(**arguments, stream=True) or ():
         pass
@@ -143,8 +143,8 @@ def _diagnose(session: Session, mode: str, arguments: dict[str, Any]) -> None:
     if report:
         from mlc_yolo.report import write_diagnosis
 
-        data = str(arguments.get("data") or "the data it was trained on")
-        LOGGER.info(f"Report: {write_diagnosis(diagnosis, diagnosis.folder / 'report.html', model=name, data=data)}")
+        page = diagnosis.folder / "report.html"
+        LOGGER.info(f"Report: {write_diagnosis(diagnosis, page, model=str(name), data=str(arguments['data']))}")
 
 
 def _compare(_session: Session, _mode: str, arguments: dict[str, Any]) -> None:
@@ -260,7 +260,7 @@ def _report(arguments: dict[str, Any]) -> bool:
 
 
 def _model_name(arguments: dict[str, Any]) -> Any:
-    """Take the model's name out of the arguments; without one, upstream's default for its size."""
+    """Take the model's name out of the arguments; the smallest model to train anew where there is none."""
     from ultralytics.utils import LOGGER
 
     name = arguments.pop("model", None)
