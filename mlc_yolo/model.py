@@ -19,6 +19,7 @@ from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
 from mlc_yolo.checkpoints import safe_load, tensors_file
 from mlc_yolo.checkpoints.marker import read_marker, wants_warp, write_marker
+from mlc_yolo.checkpoints.sigma_scale import sigma_scale, store_sigma_scale
 from mlc_yolo.checkpoints.stock_export import NEEDS_STOCK, export_stock, to_stock
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
@@ -31,6 +32,7 @@ from mlc_yolo.evaluation.placement import Placing
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import add_iou_channel, has_iou_channel, rank_by_iou, set_rescore
+from mlc_yolo.metrics.coverage import Coverage
 from mlc_yolo.options import specification as options
 from mlc_yolo.options.stock_arguments import check_stock
 from mlc_yolo.training.misfits import refuse_classes, refuse_finished, refuse_for_detector, refuse_for_yolo
@@ -236,7 +238,30 @@ class MLCYOLO(YOLO):
             safe_load.refuse_fetching(self._fetched_data, str(self.ckpt_path))
         elif self.task == "detect" and not self.overrides.get("data"):
             kwargs["data"] = resolve_data(None)
-        return super().val(validator, **kwargs)
+        if ours.get("calibrate") and not (isinstance(self.model, torch.nn.Module) and self.ckpt_path):
+            raise ValueError(f"calibrate=True writes to a checkpoint, and '{self.model_name}' is none: give a .pt file")
+        metrics = super().val(validator, **kwargs)
+        if ours.get("calibrate"):
+            self._calibrate(getattr(metrics, "coverage", None))
+        return metrics
+
+    def _calibrate(self, measured: Coverage | None) -> None:
+        """Store what makes the standard deviations of this model's boxes honest, here and in its checkpoint.
+
+        Raises:
+            ValueError: the head does not say how sure it is, or no detection met an object.
+        """
+        if measured is None or not measured.count:
+            raise ValueError(
+                "calibrate=True found no detection whose sides the head states a deviation of: it needs labelled data "
+                "and a YOLO that predicts distributions (v8, 11, 12), without augment=True"
+            )
+        file = Path(str(self.ckpt_path))
+        scale = sigma_scale(self.model) * measured.factor
+        store_sigma_scale(file, scale, trust=self.trust)
+        write_marker(self.model, **{**read_marker(self.model), "sigma_scale": scale})
+        self.predictor = None
+        LOGGER.info(f"{file} now multiplies the standard deviations of its boxes by {scale:.3f}")
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Predict as upstream does; `rescore=False` ranks by the class score alone, `resize` overrules the model's."""

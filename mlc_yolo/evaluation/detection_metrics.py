@@ -13,6 +13,7 @@ import numpy as np
 from ultralytics.utils.metrics import DetMetrics
 
 from mlc_yolo.metrics import coco, proposals, voc
+from mlc_yolo.metrics.coverage import Coverage
 from mlc_yolo.metrics.divergence import IOU, SCORE, SCORE_THRESHOLD, Divergence, divergence
 from mlc_yolo.plots.score_iou import score_against_iou
 
@@ -31,6 +32,7 @@ class MLCMetrics(DetMetrics):
         coco: "metrics/coco_AP" etc. -> value, empty unless asked for; nan before the first validation.
         recall: "metrics/AR@100" etc. -> value for a proposal network, else empty; nan before the first validation.
         voc: "metrics/voc_AP_11" etc. -> value, empty unless asked for; nan before the first validation.
+        coverage: how many true edges lie within one standard deviation of the detected; None before, and in training.
     """
 
     def __init__(self, names: dict[int, str] | None = None, *, coco_eval: bool = False, voc_eval: bool = False) -> None:
@@ -44,6 +46,7 @@ class MLCMetrics(DetMetrics):
         super().__init__(names)
         self.stats["score_iou"] = []
         self.divergence: Divergence | None = None
+        self.coverage: Coverage | None = None
         self.coco = {f"metrics/coco_{name}": float("nan") for name in coco.NAMES} if coco_eval else {}
         self.recall: dict[str, float] = {}
         self.voc = {f"metrics/voc_{name}": float("nan") for name in voc.NAMES} if voc_eval else {}

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules.head import Detect
 from ultralytics.utils.ops import xywh2xyxy
 
+from mlc_yolo.checkpoints.sigma_scale import sigma_scale
 from mlc_yolo.evaluation.postprocess import detections_with_anchors, native
 from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
@@ -91,6 +92,7 @@ class Placement:
         self._ious: Tensor | None = None  # (B, A) logits
         self._distances: Tensor | None = None  # (B, 4 * R, A) logits
         self._strides: Tensor | None = None  # (A,) px
+        self._scale = 1.0
         if head is None or not isinstance(raw, dict) or getattr(head, "end2end", False):
             return
         raw = raw.get("one2many", raw)
@@ -103,6 +105,7 @@ class Placement:
         if head.reg_max > 1:
             strides: Any = head.strides
             self._distances, self._strides = raw["boxes"], strides.flatten()
+            self._scale = sigma_scale(native(model))
 
     def ious(self, image: int, anchors: Tensor) -> Tensor:
         """Return predicted IoUs.
@@ -141,10 +144,11 @@ class Placement:
             anchors: (n,) int64.
 
         Returns:
-            (n, 5) float32: predicted IoU, standard deviation of left, top, right, bottom in px; nan where not known.
+            (n, 5) float32: predicted IoU, standard deviation of left, top, right, bottom in px, by the factor that the
+            checkpoint was calibrated with; nan where not known.
         """
         ious, variances = self.ious(image, anchors), self.variances(image, anchors)
-        sigmas = ious.new_full((len(ious), 4), torch.nan) if variances is None else variances.sqrt()
+        sigmas = ious.new_full((len(ious), 4), torch.nan) if variances is None else variances.sqrt() * self._scale
         return torch.cat((ious[:, None], sigmas), 1)
 
 

@@ -32,11 +32,14 @@ from mlc_yolo.evaluation.detection_metrics import MLCMetrics
 from mlc_yolo.evaluation.placement import Placement, Placing, placed_detections
 from mlc_yolo.evaluation.postprocess import extra_channels, native
 from mlc_yolo.metrics import proposals
+from mlc_yolo.metrics.coverage import coverage, edge_errors
 from mlc_yolo.metrics.divergence import MAX_ENTRIES, SCORE_THRESHOLD, entries, match
 from mlc_yolo.options import specification as options
 
 #: The confidence Ultralytics validates detectors at unless told otherwise.
 LOWEST_CONFIDENCE = 0.001
+#: Detections from this confidence on are asked how sure they are of their sides: prediction's own threshold.
+SURE = 0.25
 
 
 class MLCValidator(DetectionValidator):
@@ -48,6 +51,7 @@ class MLCValidator(DetectionValidator):
     """
 
     metrics: MLCMetrics
+    _model: torch.nn.Module  # what `init_metrics` saw
 
     def __init__(
         self,
@@ -65,6 +69,8 @@ class MLCValidator(DetectionValidator):
         self._difficult: dict[str, np.ndarray] = {}  # image file -> (M,) bool
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
         self._extras: tuple[str, ...] = ()
+        self._sigmas: deque[Tensor] = deque()  # of the current batch's detections, an image each
+        self._edges: list[Tensor] = []  # (k, 9) an image: errors, deviations and the object's area in original px
         self._placing = Placing.of(self.options)
         self._augmented = ExitStack()
 
@@ -90,6 +96,8 @@ class MLCValidator(DetectionValidator):
         self._compare_classes(model)
         super().init_metrics(model)
         self._entries.clear()
+        self._sigmas.clear()
+        self._edges.clear()
         self._extras = extra_channels(model)
         self._model = model
         self._placing.check(model, augment=self.args.augment and not self.training)
@@ -166,11 +174,12 @@ class MLCValidator(DetectionValidator):
         dense = preds[0] if isinstance(preds, (list, tuple)) else preds
         rows = [self._image_entries(image) for image in dense]
         self._entries.extend(torch.cat(rows).cpu().split([len(row) for row in rows]))
-        images, _ = placed_detections(
+        placement = Placement(self._model, preds)
+        images, anchors = placed_detections(
             dense,
             self._extras,
             self._placing,
-            Placement(self._model, preds),
+            placement,
             confidence=self.args.conf,
             iou_threshold=self.args.iou,
             max_det=self.args.max_det,
@@ -178,7 +187,27 @@ class MLCValidator(DetectionValidator):
             multi_label=True,
             end2end=self.end2end,
         )
+        if not self.training:
+            self._sigmas.extend(placement.columns(i, anchor)[:, 1:].cpu() for i, anchor in enumerate(anchors))
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in images]
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return the metrics as upstream does, and measure how honest the deviations of sides are."""
+        if self.training:
+            trained: dict[str, Any] = super().get_stats()
+            return trained
+        rows = torch.cat(self._edges or [torch.zeros(0, 9)]).double().numpy()
+        self.metrics.coverage = coverage(rows[:, :4], rows[:, 4:8], rows[:, 8])
+        stats: dict[str, Any] = super().get_stats()
+        return stats
+
+    def _edge_rows(self, sigmas: Tensor, preds: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+        """Return the errors of an image's confident detections, their deviations and the objects' areas: (k, 9)."""
+        sure = (preds["conf"].cpu() >= SURE) & sigmas.isfinite().all(1)
+        boxes, labels = preds["bboxes"].cpu()[sure], preds["cls"].cpu()[sure]
+        index, errors, areas = edge_errors(boxes, labels, batch["bboxes"].cpu(), batch["cls"].cpu())
+        gain_y, gain_x = batch["ratio_pad"][0]
+        return torch.cat((errors, sigmas[sure][index], areas[:, None] / (gain_y * gain_x)), 1)
 
     def print_results(self) -> None:
         """Print the table, divergence included, and COCO's, the proposals' and VOC's numbers on lines of their own."""
@@ -195,6 +224,8 @@ class MLCValidator(DetectionValidator):
             if values:
                 named = (f"{key.removeprefix('metrics/' + prefix)} {v:.3f}" for key, v in values.items())
                 LOGGER.info(f"{title}: {', '.join(named)}")
+        if metrics.coverage is not None and metrics.coverage.count:
+            LOGGER.info(f"Placement: {metrics.coverage.text()}")
 
     def _image_entries(self, prediction: Tensor) -> Tensor:
         """Return one image's entries from (4 + K, A) dense or (N, 6) final predictions."""
@@ -210,6 +241,8 @@ class MLCValidator(DetectionValidator):
     def _process_batch(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return one image's statistics; upstream calls this once per image, in order, and stores what it returns."""
         stat: dict[str, np.ndarray] = super()._process_batch(preds, batch)
+        if self._sigmas:
+            self._edges.append(self._edge_rows(self._sigmas.popleft(), preds, batch))
         stat["score_iou"] = match(self._entries.popleft(), batch["bboxes"].cpu(), batch["cls"].cpu())
         if "coco_objects" in self.metrics.stats:
             shape, original, ratio_pad = batch["imgsz"], batch["ori_shape"], batch["ratio_pad"]

@@ -6,6 +6,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -278,3 +279,63 @@ def test_validation_votes_and_chooses_as_prediction_does(opened: Any, iou_aware:
         assert torch.equal(before[:, 4], after[:, 4])
     assert max(float((a - b).abs().max()) for a, b in zip(plain, voted, strict=True) if len(a)) > 0.5
     assert 0 < sum(map(len, validate(min_iou=0.6))) < sum(map(len, plain))
+
+
+def labelled_by(net: MLCYOLO, folder: Path) -> Path:
+    """Return the data YAML of two photographs whose objects lie a few pixels beside a model's own detections."""
+    rng = np.random.default_rng(5)
+    for kind in ("images", "labels"):
+        (folder / "data" / kind).mkdir(parents=True)
+    for i in range(2):
+        photograph = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / "data" / "images" / f"{i}.png"), photograph)
+        boxes = net.predict(photograph, imgsz=SIZE, conf=0.3, iou=0.3, verbose=False)[0].boxes
+        corners = (boxes.xyxy.numpy() + rng.normal(0, 1.5, (len(boxes), 4))).clip(0, SIZE)
+        rows = [
+            f"{int(c)} {(x0 + x1) / 2 / SIZE} {(y0 + y1) / 2 / SIZE} {(x1 - x0) / SIZE} {(y1 - y0) / SIZE}"
+            for c, (x0, y0, x1, y1) in zip(boxes.cls, corners, strict=True)
+            if x1 - x0 > 8 and y1 - y0 > 8
+        ]
+        assert len(rows) > 5
+        (folder / "data" / "labels" / f"{i}.txt").write_text("\n".join(rows))
+    data = folder / "data.yaml"
+    images = (folder / "data" / "images").as_posix()
+    data.write_text(f"train: {images}\nval: {images}\nnames: [square, disc, cross]\n")
+    return data
+
+
+def test_calibration_makes_deviations_honest_here_and_in_the_checkpoint(
+    opened: Any, tmp_path: Path, image: np.ndarray
+) -> None:
+    net = opened(yolo())
+    data = labelled_by(net, tmp_path)
+    before = net.predict(image, imgsz=SIZE, conf=0.1, verbose=False)[0].boxes
+    chosen: dict[str, Any] = {
+        "data": data,
+        "imgsz": SIZE,
+        "rect": False,
+        "plots": False,
+        "workers": 0,
+        "verbose": False,
+    }
+    stated = net.val(**chosen).coverage
+    assert stated.count > 10 and abs(stated.factor - 1) > 0.02, "the untrained net has something to put right"
+    net.val(**chosen, calibrate=True)
+    for other in (net, MLCYOLO(net.ckpt_path)):
+        boxes = other.predict(image, imgsz=SIZE, conf=0.1, verbose=False)[0].boxes
+        assert torch.equal(boxes.data, before.data)
+        torch.testing.assert_close(boxes.sigma, before.sigma * stated.factor)
+        assert other.val(**chosen).coverage.factor == pytest.approx(1, rel=1e-4)
+    state = MLCYOLO(net.ckpt_path).model.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in yolo().state_dict().items()), "weights stay"
+
+
+def test_calibration_needs_a_checkpoint_of_a_head_with_distributions(opened: Any, tiny_data: Path) -> None:
+    chosen: dict[str, Any] = {"data": tiny_data, "imgsz": SIZE, "plots": False, "workers": 0, "verbose": False}
+    with pytest.raises(ValueError, match="writes to a checkpoint"):
+        MLCYOLO("yolov8n.yaml").val(**chosen, calibrate=True)
+    net = opened(lively_detector("fcos", quality="iou", width=64, nc=3))
+    kept = Path(net.ckpt_path).read_bytes()
+    with pytest.raises(ValueError, match="distributions"):
+        net.val(**chosen, calibrate=True)
+    assert Path(net.ckpt_path).read_bytes() == kept
