@@ -291,7 +291,6 @@ def _export_format(name: Any) -> str:
 
 def nearest(word: str, known: Any) -> str:
     """Return the end of a message that names the known words nearest to one that is not known."""
-    from difflib import get_close_matches
+    from mlc_yolo.suggestions import did_you_mean
 
-    matches = get_close_matches(word, list(known), n=3, cutoff=0.6)
-    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""
+    return did_you_mean(word, known, most=3, cutoff=0.6)

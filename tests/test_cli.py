@@ -76,7 +76,7 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["export", "model=yolo11n.yaml", "format=stok"], "Did you mean 'stock'"),
         (["reproduce"], "name a row, such as mg_table1_fssd_r18_both"),
         (["reproduce", "data=demo.yaml"], "Rows: mg_table1"),
-        (["reproduce", "mlc_table3_retinanet_mll", "data=demo.yaml"], "Did you mean mlc_table3_retinanet_ml"),
+        (["reproduce", "mlc_table3_retinanet_mll", "data=demo.yaml"], "Did you mean 'mlc_table3_retinanet_ml"),
         (["reproduce", "mlc_table3_retinanet_ml"], "data is missing"),
         (["reproduce", "mlc_table3_retinanet_ml", "data=nowhere.yaml"], "nowhere.yaml"),
         (["reproduce", "mlc_table3_retinanet_ml", "data=demo.yaml", "scale=2"], "scale=2 must be above 0"),

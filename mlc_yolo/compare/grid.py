@@ -155,15 +155,11 @@ def plan(arguments: Mapping[str, Any], baseline: str | Mapping[str, Any] | None 
     lists: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
     for name, value in given.items():
-        known = [next(iter(canonical({name: each}).items())) for each in _values(name, value)]
-        key = known[0][0]
-        if any(other != key for other, _ in known):
-            raise ValueError(f"{name}={value} mixes Ultralytics' {name} with ours: give one of them")
-        values = [_settled(key, each) for _, each in known]
-        if len(values) == 1 and key != "seed":
-            fixed[key] = values[0]
+        values = [_settled(name, canonical({name: each})[name]) for each in _values(name, value)]
+        if len(values) == 1 and name != "seed":
+            fixed[name] = values[0]
         else:
-            lists[key] = values
+            lists[name] = values
     _refuse_lists(lists)
     varied = [name for name in lists if name not in PAIRING]
     chosen = {name: lists[name][0] for name in varied} | _baseline(baseline, {name: lists[name] for name in varied})
@@ -241,12 +237,11 @@ def _baseline(given: str | Mapping[str, Any] | None, lists: Mapping[str, list[An
         given = {name.strip(): _value(name.strip(), word) if word else None for name, _, word in pairs}
     found: dict[str, Any] = {}
     for name, value in given.items():
-        key, value = next(iter(canonical({name: value}).items())) if name else (name, value)
-        value = _settled(key, value)
-        if key not in lists or _key(value) not in map(_key, lists[key]):
+        value = _settled(name, canonical({name: value})[name] if name else value)
+        if name not in lists or _key(value) not in map(_key, lists[name]):
             there = "; ".join(f"{name} is one of {', '.join(map(str, values))}" for name, values in lists.items())
             raise ValueError(f"baseline: no run has {name}={value}. Write baseline=name=value, where {there}")
-        found[key] = value
+        found[name] = value
     return found
 
 

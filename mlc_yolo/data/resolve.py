@@ -151,12 +151,15 @@ def open_data(
     return description
 
 
-def look_at_data(data: str, *, split: str | None = None) -> None:
+def look_at_data(data: str, *, split: str | None = None) -> dict[str, Any] | None:
     """Find out what is missing of a data set to train on, before a run folder is made: upstream looks afterwards.
 
     Args:
         data: what `resolve_data` returned; anything but a YAML is left to upstream.
         split: the split that is read beside "train"; default "val".
+
+    Returns:
+        Upstream's description of the set; None where it was left to upstream.
 
     Raises:
         RuntimeError: a YAML that upstream refuses, in its words.
@@ -168,10 +171,10 @@ def look_at_data(data: str, *, split: str | None = None) -> None:
     from mlc_yolo.data.listing import image_files
 
     if not data.endswith((".yaml", ".yml")):
-        return
+        return None
     split = split or "val"
     try:
-        description = check_det_dataset(data, split=split)
+        description: dict[str, Any] = check_det_dataset(data, split=split)
     except Exception as error:
         raise RuntimeError(f"Dataset '{clean_url(data)}' error ❌ {error}") from error
     for key in ("train", split):
@@ -179,6 +182,7 @@ def look_at_data(data: str, *, split: str | None = None) -> None:
             image_files(description[key])
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{data}: '{key}': {error}") from error
+    return description
 
 
 def _settings_file(path: Path) -> Path | None:

@@ -10,7 +10,6 @@ The other keys and their defaults are in `DEFAULTS`. A YAML with a `detector` ke
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,6 +19,7 @@ from mlc_yolo.detectors.multibox import PYRAMIDS
 from mlc_yolo.detectors.parts import BACKBONES
 from mlc_yolo.detectors.vgg import VGG
 from mlc_yolo.resources import resource_dir
+from mlc_yolo.suggestions import did_you_mean
 
 #: Qualities a detector's extra layer can predict.
 QUALITIES = {
@@ -91,7 +91,9 @@ def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str
     known = {"detector", "backbone", *DEFAULTS, *_FOREIGN}
     for key in content:
         if key not in known:
-            raise ValueError(f"{source}: '{key}' is not a key of a detector.{_nearest(str(key), known - _FOREIGN)}")
+            raise ValueError(
+                f"{source}: '{key}' is not a key of a detector.{did_you_mean(key, sorted(known - _FOREIGN))}"
+            )
     config = {**DEFAULTS, **content}
     _among(source, "detector", config.get("detector"), QUALITIES)
     chooses_levels = config["detector"] in PYRAMIDS
@@ -160,9 +162,4 @@ def _among(source: Any, key: str, value: Any, choices: Any) -> None:
     if value not in tuple(choices):  # a list is in no dict
         listed = ", ".join(str(c) for c in choices if c is not None)
         shown = "is missing" if value is None else f"= {value!r}"
-        raise ValueError(f"{source}: {key} {shown}; it must be one of {listed}.{_nearest(str(value), choices)}")
-
-
-def _nearest(word: str, known: Any) -> str:
-    matches = get_close_matches(word, [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean '{matches[0]}'?" if matches else ""
+        raise ValueError(f"{source}: {key} {shown}; it must be one of {listed}.{did_you_mean(value, choices)}")

@@ -31,6 +31,7 @@ class MLCPredictor(DetectionPredictor):
 
     Attributes:
         resize: "warp", "letterbox" or None: as in the checkpoint, else letterbox.
+        trust: whether a checkpoint given by its path is opened whatever it holds.
         placing: what is done after NMS.
         show_sigma: whether saved pictures show how sure the sides of boxes are.
         warp: whether images are stretched to the input size; set by `setup_model`.
@@ -43,12 +44,13 @@ class MLCPredictor(DetectionPredictor):
         _callbacks: dict[str, Any] | None = None,
         *,
         resize: str | None = None,
+        trust: bool = False,
         placing: Placing | None = None,
         show_sigma: bool = False,
     ) -> None:
         """Take upstream's arguments, how images are resized whatever the checkpoint says, and what follows NMS."""
         super().__init__(cfg, overrides, _callbacks)
-        self.resize = resize
+        self.resize, self.trust = resize, trust
         self.placing = placing or Placing.of(defaults())
         self.show_sigma = show_sigma
         self.warp = False
@@ -62,7 +64,7 @@ class MLCPredictor(DetectionPredictor):
         provide_fonts()
         source = model or self.args.model
         if isinstance(source, str | Path):
-            safe_load.check(source)
+            safe_load.check(source, trust=self.trust)
         super().setup_model(model, verbose)
         self.warp = wants_warp(self.resize, native(self.model))
 

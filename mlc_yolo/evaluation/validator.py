@@ -34,7 +34,7 @@ from mlc_yolo.evaluation.postprocess import extra_channels, native
 from mlc_yolo.metrics import proposals
 from mlc_yolo.metrics.coverage import coverage, edge_errors
 from mlc_yolo.metrics.divergence import MAX_ENTRIES, SCORE_THRESHOLD, entries, match
-from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments, stock_only
 
 #: The confidence Ultralytics validates detectors at unless told otherwise.
 LOWEST_CONFIDENCE = 0.001
@@ -46,7 +46,7 @@ class MLCValidator(DetectionValidator):
     """Ultralytics' detection validator that also measures divergence, for stock models and ours alike.
 
     Attributes:
-        options: our options, every one, checked.
+        arguments: what was asked for.
         metrics: the metrics, divergence included.
     """
 
@@ -59,12 +59,22 @@ class MLCValidator(DetectionValidator):
         save_dir: Path | None = None,
         args: dict[str, Any] | SimpleNamespace | None = None,
         _callbacks: dict[str, Any] | None = None,
+        *,
+        arguments: Arguments | None = None,
     ) -> None:
-        """Take upstream's arguments; `args` may hold our options beside upstream's."""
-        ours, stock = options.split(args)
-        super().__init__(dataloader, save_dir, stock, _callbacks)
-        self.options = {**options.defaults(), **options.check(ours)}
-        self.metrics = MLCMetrics(coco_eval=self.options["coco_eval"], voc_eval=self.options["voc_eval"])
+        """Take upstream's arguments.
+
+        Args:
+            dataloader: upstream's.
+            save_dir: upstream's.
+            args: upstream's; in a validation of its own, started without `MLCYOLO`, our options beside them.
+            _callbacks: upstream's.
+            arguments: what `MLCYOLO` or the trainer was asked for; `args` then are what upstream made of it.
+        """
+        self.arguments = arguments or Arguments.of(args)
+        super().__init__(dataloader, save_dir, stock_only(args), _callbacks)
+        ours = self.arguments.ours
+        self.metrics = MLCMetrics(coco_eval=ours["coco_eval"], voc_eval=ours["voc_eval"])
         self._warp = False
         self._difficult: dict[str, np.ndarray] = {}  # image file -> (M,) bool
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
@@ -116,10 +126,9 @@ class MLCValidator(DetectionValidator):
         Raises:
             ValueError: a checkpoint is not data alone, or the data YAML holds what `resolve_data` refuses.
         """
-        trust = bool(self.options["trust"])
-        for given in (model, self.args.model):
-            if isinstance(given, str | Path):
-                safe_load.check(given, trust=trust)
+        opened, trust = model or self.args.model, self.arguments.trust  # a model in memory was looked at when opened
+        if trainer is None and isinstance(opened, str | Path):
+            safe_load.check(opened, trust=trust)
         chosen = super().get_model(model, trainer)
         if self.dataloader is None:
             provide_fonts()
@@ -129,7 +138,7 @@ class MLCValidator(DetectionValidator):
             if not isinstance(source, torch.nn.Module):
                 pickled = str(source).endswith(".pt")
                 source = safe_load.load_checkpoint(source, trust=trust)[0] if pickled else None
-            self._warp = wants_warp(self.options["resize"], source)
+            self._warp = wants_warp(self.arguments.ours["resize"], source)
         return chosen
 
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:

@@ -23,7 +23,7 @@ def draw_amplification(request: Request) -> Drawn:
     split = open_split(request.model, request.data, request.stock, resize=request.option("resize"))
     chosen = split.with_objects(request.count, crowd=CROWD)
     ious, scores = [torch.zeros(0)], [torch.zeros(0)]
-    for scene in scenes(request.model.model, split, chosen, prior_scale=request.option("mg_prior_scale")):
+    for scene in scenes(request.model.model, split, chosen, prior_scale=request.option("prior_scale")):
         iou = pairwise_iou(scene.targets.boxes[0], scene.priors.boxes)
         near = iou > 0
         ious.append(iou[near].cpu())

@@ -9,7 +9,7 @@ side.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.faults import UsageError, begin_work
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
 from mlc_yolo.plots.positives import assignment_figure
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.detector_criterion import DetectorLoss
@@ -70,21 +71,21 @@ def draw_assignments(
         SyntaxError: an unknown argument.
     """
     check_request(model, count)
-    ours, stock = options.split(kwargs)
+    arguments = Arguments.of(kwargs)
     net = model.model
     kind, own = (net.kind, net.head.own_assigner) if isinstance(net, DetectorModel) else (None, None)
-    ours = options.settle({**options.defaults(), **options.check(ours)}, kind)
+    ours = arguments.for_model(kind).ours
     pair = [
         (each, build_assigner(each, ours, own=own)) if isinstance(each, str) else (type(each).__name__, each)
         for each in assigner_pair(assigner, own=ours["assigner"])
     ]
-    split = open_split(model, data, stock, resize=ours["resize"])
+    split = open_split(model, data, arguments.stock, resize=ours["resize"])
     chosen = split.with_objects(count)
 
     folder = get_save_dir(split.args, name=split.args.name or "assignments")
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
-    for number, scene in enumerate(scenes(net, split, chosen, prior_scale=ours["mg_prior_scale"])):
+    for number, scene in enumerate(scenes(net, split, chosen, prior_scale=ours["prior_scale"])):
         predictions, priors, targets = scene.predictions, scene.priors, scene.targets
         assignments = [(name, assign(predictions, priors, targets)) for name, assign in pair]
         figure = assignment_figure(
@@ -198,7 +199,9 @@ class Split:
         return chosen[:count]
 
 
-def open_split(model: MLCYOLO, data: str | Path | None, stock: dict[str, Any], *, resize: str | None = None) -> Split:
+def open_split(
+    model: MLCYOLO, data: str | Path | None, stock: Mapping[str, Any], *, resize: str | None = None
+) -> Split:
     """Open the split a picture shall be of; the model goes to its device and into evaluation mode.
 
     Args:

@@ -8,7 +8,6 @@ suppression from one and the same prediction.
 from __future__ import annotations
 
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from mlc_yolo.figures.guidance import draw_guidance
 from mlc_yolo.figures.misaligned import draw_misaligned
 from mlc_yolo.figures.request import Drawn, Request
 from mlc_yolo.model import MLCYOLO
-from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
+from mlc_yolo.suggestions import did_you_mean
 
 _KINDS: dict[str, Callable[[Request], Drawn]] = {
     "amplification": draw_amplification,
@@ -52,7 +52,7 @@ def draw_figure(
             alone, images of up to ten objects before others.
         **kwargs: upstream's `split` ("val" by default), `imgsz`, `device`, `project`, `name`, `exist_ok` and the like,
             for "misaligned" also those of predict (`conf`, 0.25 by default, and `iou`, 0.5); and the options of
-            `cfg/mlc.yaml`, of which `mg_sigma` and `mg_prior_scale` act here, `resize` too, and `rescore` and `nms` in
+            `cfg/mlc.yaml`, of which `mg_sigma` and `prior_scale` act here, `resize` too, and `rescore` and `nms_by` in
             "misaligned".
 
     Returns:
@@ -67,17 +67,15 @@ def draw_figure(
         SyntaxError: an unknown argument.
     """
     if kind not in _KINDS:
-        near = get_close_matches(str(kind), _KINDS, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise ValueError(f"kind={kind!r} must be one of {', '.join(_KINDS)}.{hint}")
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(_KINDS)}.{did_you_mean(kind, _KINDS)}")
     if model is None and (kind != "amplification" or data is not None):
         raise ValueError(f"kind={kind} draws what a model predicts on data: give model=... too")
     if (other is not None) != (kind == "misaligned"):
         needs = "compares two models: give other=... too" if other is None else "is of one model: leave out other"
         raise ValueError(f"kind={kind} {needs}")
     check_count(count)
-    ours, stock = options.split(kwargs)
-    request = Request(model, other, data, count, options.check(ours), stock)
+    trust = model is not None and model.trust
+    request = Request(model, other, data, count, Arguments.of(kwargs, trust=trust))
     drawn = _KINDS[kind](request)
     return _save(drawn, get_save_dir(drawn.args, name=drawn.args.name or kind), kind)
 

@@ -17,7 +17,7 @@ def draw_guidance(request: Request) -> Drawn:
     split = open_split(request.model, request.data, request.stock, resize=request.option("resize"))
     chosen = split.with_objects(request.count, crowd=CROWD)
     images = []
-    for scene in scenes(request.model.model, split, chosen, prior_scale=request.option("mg_prior_scale")):
+    for scene in scenes(request.model.model, split, chosen, prior_scale=request.option("prior_scale")):
         inputs = (scene.predictions, scene.priors, scene.targets)
         both = guided(*inputs)
         images.append(

@@ -33,7 +33,9 @@ OVERLAP = 0.5  # of suppression, as in the paper
 
 def draw_misaligned(request: Request) -> Drawn:
     """Draw the images on which two models differ most, and count over all that were searched."""
-    other = request.other if isinstance(request.other, MLCYOLO) else MLCYOLO(request.other)
+    other = (
+        request.other if isinstance(request.other, MLCYOLO) else MLCYOLO(request.other, trust=request.arguments.trust)
+    )
     pair = (request.model, other)
     predict = {"iou": OVERLAP, **request.stock}
     for model in pair:
@@ -43,7 +45,7 @@ def draw_misaligned(request: Request) -> Drawn:
     searched = split.with_objects(MOST_SEARCHED)
     labels = [split.dataset.labels[i] for i in searched]
     LOGGER.info(f"Looking for misaligned detections in {len(labels)} images...")
-    detected = [_detect(model, labels, {**predict, **request.ours}) for model in pair]
+    detected = [_detect(model, labels, {**request.arguments.flat(), **predict}) for model in pair]
     # Objects that one of the models loses and the other does not.
     differ = [len(set(_lost(a)) ^ set(_lost(b))) for a, b in zip(*detected, strict=True)]
     crowded = [len(label["cls"]) > LEGIBLE for label in labels]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mlc_yolo.model import MLCYOLO
-from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
 
 CROWD = 3  # objects; images of more are drawn only where there are not enough of fewer
 
@@ -23,20 +24,23 @@ class Request:
         other: the model to compare with, or what `MLCYOLO` loads, or None.
         data: the data set.
         count: how many images.
-        ours: options of `cfg/mlc.yaml`.
-        stock: upstream's arguments.
+        arguments: the others.
     """
 
     model: Any
     other: Any
     data: str | Path | None
     count: int
-    ours: dict[str, Any]
-    stock: dict[str, Any]
+    arguments: Arguments
+
+    @property
+    def stock(self) -> Mapping[str, Any]:
+        """Upstream's arguments."""
+        return self.arguments.stock
 
     def option(self, name: str) -> Any:
-        """Return one of our options: as given, else its default."""
-        return self.ours.get(name, options.defaults()[name])
+        """Return one of our options."""
+        return self.arguments.ours[name]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,15 @@ from ultralytics.nn.modules.head import Detect
 
 from mlc_yolo.heads.dense import DenseDetect
 
-__all__ = ["IoUAwareDetect", "add_iou_channel", "check_head", "has_iou_channel", "rank_by_iou", "set_rescore"]
+__all__ = [
+    "IoUAwareDetect",
+    "add_iou_channel",
+    "check_head",
+    "has_iou_channel",
+    "has_room",
+    "rank_by_iou",
+    "set_rescore",
+]
 
 IOU_BIAS = 0.0  # sigmoid(0) = 0.5
 
@@ -170,7 +178,7 @@ def rank_by_iou(head: nn.Module, by_iou: bool) -> None:
     """
     predicts_iou = isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
     if by_iou and (not predicts_iou or getattr(head, "end2end", False)):
-        raise ValueError("nms=iou ranks by the predicted IoU: this model has no such layer, or needs no NMS")
+        raise ValueError("nms_by=iou ranks by the predicted IoU: this model has no such layer, or needs no NMS")
     head.rank_by_iou = by_iou  # type: ignore[assignment]
 
 
@@ -196,6 +204,11 @@ def _iou_conv(tower: nn.Sequential) -> nn.Conv2d:
     return conv
 
 
+def has_room(head: nn.Module) -> bool:
+    """Whether a head is one that the IoU channel can be added to, or has it."""
+    return type(head) in (Detect, IoUAwareDetect)
+
+
 def check_head(head: nn.Module) -> None:
     """Refuse a head that cannot carry the IoU channel.
 
@@ -205,7 +218,7 @@ def check_head(head: nn.Module) -> None:
     Raises:
         TypeError: `head` is neither a plain `Detect` nor IoU-aware already.
     """
-    if type(head) not in (Detect, IoUAwareDetect):
+    if not has_room(head):
         raise TypeError(
             f"an IoU channel needs the plain Detect head of a detection model, got {type(head).__name__}; "
             "train this model with iou_head=False, or take a yolov8, yolo11, yolo12 or yolo26 detection model"

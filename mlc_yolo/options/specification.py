@@ -1,22 +1,17 @@
-"""The options mlc-yolo adds to Ultralytics': read from cfg/mlc.yaml, told apart from upstream's, checked.
-
-Upstream refuses keys it does not know, and validators, exporters, predictors and tuners get their arguments from the
-trainer's. So every border where arguments cross to upstream calls `split` and hands over the stock half only.
-"""
+"""The options mlc-yolo adds to Ultralytics': read from cfg/mlc.yaml, and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import yaml
 
 from mlc_yolo.resources import resource_dir
+from mlc_yolo.suggestions import did_you_mean
 
 _MAX_IOU = {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 0.5}
 
@@ -28,9 +23,6 @@ OWN: dict[str | None, dict[str, Any]] = {
     "rpn": {**_MAX_IOU, "mlc_alpha": 2.0},
     **dict.fromkeys(("fssd", "retinanet_fssd", "rfbnet", "pafpn"), _MAX_IOU),
 }
-
-#: Arguments of upstream's that take a word of ours as well -> our option.
-_WORDS = {"nms": "nms_by", "augment": "augmentation"}
 
 #: Options that are whole epochs, or a fraction of the run below 1.
 _LENGTHS = ("assigner_warmup", "iou_warmup", "ssl_burn_in", "ssl_ramp")
@@ -52,28 +44,6 @@ def defaults() -> dict[str, Any]:
     return {name: spec["default"] for name, spec in specifications().items()}
 
 
-def split(args: Mapping[str, Any] | SimpleNamespace | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tell our options from upstream's.
-
-    Args:
-        args: arguments as a mapping or a namespace; None is an empty mapping.
-
-    Returns:
-        (ours, stock): two new dicts; together they hold every entry of `args`. Where `nms` and `augment` are words,
-        such as `nms=iou`, they are ours, under the names `nms_by` and `augmentation`; otherwise they are upstream's.
-    """
-    mapping = dict(vars(args) if hasattr(args, "__dict__") else args or {})
-    known = specifications()
-    for short, name in _WORDS.items():
-        if isinstance(mapping.get(short), str):
-            word = mapping.pop(short)
-            if mapping.get(name, word) not in (word, known[name]["default"]):
-                raise ValueError(f"{short}={word} and {name}={mapping[name]} contradict each other: give one")
-            mapping[name] = word
-    ours = {name: value for name, value in mapping.items() if name in known}
-    return ours, {name: value for name, value in mapping.items() if name not in known}
-
-
 def check(ours: Mapping[str, Any]) -> dict[str, Any]:
     """Check values and resolve aliases.
 
@@ -88,9 +58,7 @@ def check(ours: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: a value outside its domain; the message names the nearest valid one.
         TypeError: a value of the wrong type.
     """
-    checked = {name: _checked(name, value) for name, value in ours.items()}
-    wanted_quality(checked)
-    return checked
+    return {name: _checked(name, value) for name, value in ours.items()}
 
 
 def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, Any]:
@@ -101,25 +69,24 @@ def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, An
         detector: kind of a ported detector; None is YOLO.
 
     Raises:
-        ValueError: `mlc_candidates=own` for YOLO, whose own assigner is called tal.
+        ValueError: an option that is for models of the other kind; the message names the one that is meant.
     """
     filled = {**ours, **{name: value for name, value in OWN[detector].items() if ours.get(name) is None}}
+    if detector is not None and filled.get("iou_head") is not None:
+        raise ValueError(
+            f"iou_head is for YOLO: say what this {detector} predicts beside the boxes, such as "
+            f"quality={'iou' if filled['iou_head'] else 'none'}"
+        )
+    if detector is None and filled.get("quality") is not None:
+        raise ValueError(
+            f"quality={filled['quality']} is for the ported detectors (FCOS and the like): a YOLO takes iou_head=True "
+            "or iou_head=False"
+        )
+    if detector is None and filled.get("align_gain"):
+        raise ValueError(f"align_gain={filled['align_gain']} is for the ported detectors, not for YOLO: leave it out")
     if detector is None and filled["mlc_candidates"] == "own":
         raise ValueError("mlc_candidates=own is for the ported detectors; a YOLO's own candidates are called tal")
     return filled
-
-
-def wanted_quality(ours: Mapping[str, Any]) -> str | None:
-    """Return what the layer beside the boxes shall predict: `quality`, or what `iou_head` says; None if neither does.
-
-    Raises:
-        ValueError: the two contradict each other.
-    """
-    quality: str | None = ours.get("quality")
-    by_head = {None: None, True: "iou", False: "none"}[ours.get("iou_head")]
-    if quality is not None and by_head not in (None, quality):
-        raise ValueError(f"quality={quality} and iou_head={ours['iou_head']} contradict each other: give one of them")
-    return quality or by_head
 
 
 def warmup_epochs(warmup: float | None, assigner: str | None, epochs: int) -> int:
@@ -156,7 +123,7 @@ def warmup_length(warmup: float | None, assigner: str | None, epochs: int) -> in
 def _checked(name: str, value: Any) -> Any:
     spec = specifications().get(name)
     if spec is None:
-        raise KeyError(f"'{name}' is not an option of mlc-yolo.{_hint(name, specifications())}")
+        raise KeyError(f"'{name}' is not an option of mlc-yolo.{did_you_mean(name, specifications())}")
     if value is None and spec["default"] is None:
         return None
     if "choices" in spec:
@@ -181,7 +148,7 @@ def _checked_choice(name: str, value: Any, spec: dict[str, Any]) -> str:
     key = aliases.get(key, key)
     if key not in choices and (name, key) != ("assigner", CUSTOM):
         listed = ", ".join(choices)
-        raise ValueError(f"{name}={value!r} must be one of {listed}.{_hint(key, [*choices, *aliases])}")
+        raise ValueError(f"{name}={value!r} must be one of {listed}.{did_you_mean(key, [*choices, *aliases])}")
     return key
 
 
@@ -228,8 +195,3 @@ def _checked_paths(name: str, value: Any) -> str | list[str]:
 
 def _default(spec: dict[str, Any]) -> str:
     return "" if spec["default"] is None else f"; its default is {spec['default']}"
-
-
-def _hint(word: str, known: Any) -> str:
-    matches = get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean '{matches[0]}'?" if matches else ""

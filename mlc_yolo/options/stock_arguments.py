@@ -49,6 +49,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pretrained": (lambda v: isinstance(v, bool | nn.Module) or _is_path(v), "True, False or a checkpoint"),
     "resume": (lambda v: isinstance(v, bool) or _is_path(v), "True, False or a checkpoint"),
     "distill_model": (lambda v: isinstance(v, str | PathLike | nn.Module), "a model"),
+    "nms": (lambda v: isinstance(v, bool), "True or False; what NMS ranks by is nms_by=iou"),
+    "augment": (lambda v: isinstance(v, bool), "True or False; SSD's augmentation of training is augmentation=ssd"),
     "time": (lambda v: isinstance(v, int | float) and not isinstance(v, bool) and v > 0, "hours, above 0"),
 }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,9 @@ import yaml
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
 from mlc_yolo.resources import resource_dir
+from mlc_yolo.suggestions import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ def find_row(row: str | Path) -> Path:
     stem = path.name.removesuffix(".yaml")
     if stem in known and path.name == str(row):
         return known[stem]
-    near = get_close_matches(stem, known, n=3, cutoff=0.6)
     tables = sorted({"_".join(name.split("_")[:2]) for name in known})
-    hint = f"Did you mean {' or '.join(near)}?" if near else f"Rows: {'_*, '.join(tables)}_*"
+    hint = did_you_mean(stem, known, most=3, cutoff=0.6) or f" Rows: {'_*, '.join(tables)}_*"
     wrong = f"'{row}' is neither a file nor a row of cfg/paper" if str(row) else f"name a row, such as {min(known)}"
-    raise FileNotFoundError(f"{wrong}. {hint}")
+    raise FileNotFoundError(f"{wrong}.{hint}")
 
 
 def read_row(file: Path) -> Row:
@@ -160,15 +160,12 @@ def refuse_unknown(names: Collection[str], where: str) -> None:
     known = {**DEFAULT_CFG_DICT, **options.defaults()}
     for name in names:
         if name not in known:
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f" Did you mean '{near[0]}'?" if near else ""
-            raise ValueError(f"{where}: '{name}' is not an argument of a training.{hint}")
+            raise ValueError(f"{where}: '{name}' is not an argument of a training.{did_you_mean(name, known)}")
 
 
 def canonical(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments with our options checked and in the form and under the name that `options` gives them."""
-    ours, stock = options.split(arguments)
-    return {**stock, **options.check(ours)}
+    """Return arguments with our options checked and in the form that `options` gives them."""
+    return Arguments.of(arguments).flat()
 
 
 _WARM_UPS = ("assigner_warmup", "iou_warmup", "ssl_burn_in", "warmup_epochs")

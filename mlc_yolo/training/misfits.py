@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,24 @@ from ultralytics.utils.checks import check_file
 from mlc_yolo.detectors.config import bundled, complete
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.heads.iou_aware import check_head
-from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
+from mlc_yolo.options.specification import warmup_epochs, warmup_length
 
 
-def refuse_for_detector(
-    config: dict[str, Any], name: str, ours: dict[str, Any], stock: dict[str, Any], *, has_weights: bool
-) -> None:
+def refuse_for_detector(config: dict[str, Any], name: str, arguments: Arguments, *, has_weights: bool) -> None:
     """Refuse what a ported detector cannot have.
 
     Args:
         config: its YAML's content.
         name: the user's name of it.
-        ours: options of `cfg/mlc.yaml`.
-        stock: upstream's arguments.
+        arguments: what was asked for.
         has_weights: whether the model comes from a checkpoint.
 
     Raises:
         ValueError: an option this detector cannot have, or weights it cannot start from.
     """
-    quality = options.wanted_quality(ours)
+    quality, stock = arguments.ours["quality"], arguments.stock
     config = complete({**config, **({"quality": quality} if quality else {})}, name)
-    options.settle({**options.defaults(), **ours}, config["detector"])
     if stock.get("cls_pw"):
         raise ValueError(f"cls_pw={stock['cls_pw']} weighs YOLO's classes, not those of a {config['detector']}")
     pretrained = stock.get("pretrained")
@@ -44,32 +42,91 @@ def refuse_for_detector(
         start_from(config, str(pretrained), verbose=False)
 
 
-def refuse_for_yolo(model: nn.Module, name: str, ours: dict[str, Any], stock: dict[str, Any]) -> None:
+def refuse_for_yolo(model: nn.Module, name: str, arguments: Arguments) -> None:
     """Refuse what a YOLO cannot have.
 
     Args:
         model: the network.
         name: the user's name of it.
-        ours: options of `cfg/mlc.yaml`.
-        stock: upstream's arguments.
+        arguments: what was asked for.
 
     Raises:
-        ValueError: an option or weights of ported detectors.
-        TypeError: a head that cannot carry the IoU channel.
+        ValueError: weights of ported detectors.
+        TypeError: `iou_head=True` for a head that cannot carry the IoU channel.
     """
-    pretrained = stock.get("pretrained")
-    if is_torchvision(pretrained) and not stock.get("resume"):
+    pretrained = arguments.stock.get("pretrained")
+    if is_torchvision(pretrained) and not arguments.stock.get("resume"):
         raise ValueError(
             f"pretrained={pretrained} holds torchvision weights, for {', '.join(bundled())}; '{name}' is none of them"
         )
-    options.settle({**options.defaults(), **ours})
-    quality = options.wanted_quality(ours)
-    if quality == "centerness" or ours.get("align_gain"):
-        what = "quality=centerness is for FCOS" if quality == "centerness" else "align_gain is for ported detectors"
-        raise ValueError(f"{what}; '{name}' is none: leave it out")
-    if isinstance(model, DetectionModel) and quality != "none":
+    if isinstance(model, DetectionModel) and arguments.ours["iou_head"]:
         layers: Any = model.model
         check_head(layers[-1])
+
+
+def refuse_lengths(run: Any) -> None:
+    """Refuse a warm-up, steps or a burn-in that leave nothing of the run.
+
+    Args:
+        run: arguments of the run as a namespace, ours included.
+
+    Raises:
+        ValueError: names the option and how it may be mended.
+    """
+    epochs = max(run.epochs, 1)
+    warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
+    if run.lr_steps and run.lr_steps[-1] >= run.epochs:
+        raise ValueError(
+            f"lr_steps={','.join(map(str, run.lr_steps))} must lie within the run of epochs={run.epochs}: "
+            "the last step would never come. Give lr_steps=None for Ultralytics' schedule; "
+            "mlc-yolo reproduce moves a row's steps along with its epochs"
+        )
+    if warmup_length(run.iou_warmup, None, run.epochs) >= epochs:
+        raise ValueError(
+            f"iou_warmup={run.iou_warmup:g} must end before the run of epochs={run.epochs}: "
+            "the predicted IoU would never be trained"
+        )
+    if learns_without_labels(vars(run)) and warmup_length(run.ssl_burn_in, None, run.epochs) >= epochs:
+        raise ValueError(
+            f"ssl_burn_in={run.ssl_burn_in:g} must end before the run of epochs={run.epochs}: "
+            "nothing would be learned without labels"
+        )
+
+
+def refuse_devices(device: Any) -> None:
+    """Refuse an assigner object on several devices: it would have to reach other processes.
+
+    Args:
+        device: the argument, as Ultralytics takes it.
+
+    Raises:
+        ValueError: it names several.
+    """
+    if len(re.findall(r"\d+", str(device))) > 1:
+        raise ValueError("an assigner object trains on one device: choose one, such as device=0")
+
+
+def refuse_channels(run: Any, channels: int) -> None:
+    """Refuse images of other channels than the augmentation distorts.
+
+    Args:
+        run: arguments of the run as a namespace, ours included.
+        channels: of the data's images.
+
+    Raises:
+        ValueError: names the option, the data and what it has.
+    """
+    if run.augmentation == "ssd" and channels != 3:
+        raise ValueError(f"augmentation=ssd distorts colours: expected images of 3 channels, {run.data} has {channels}")
+    if learns_without_labels(vars(run)) and channels not in (1, 3):
+        raise ValueError(
+            f"ssl={run.ssl} changes colours: expected images of 1 or 3 channels, {run.data} has {channels}"
+        )
+
+
+def learns_without_labels(ours: Mapping[str, Any]) -> bool:
+    """Whether options ask for anything to be learned from images without labels."""
+    return ours.get("ssl", "none") != "none" and ours.get("ssl_weight", 1) > 0
 
 
 def refuse_finished(checkpoint: Mapping[str, Any], name: str) -> None:

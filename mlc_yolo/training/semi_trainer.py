@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from ultralytics.cfg import cfg2dict
 from ultralytics.data import build_dataloader
 from ultralytics.utils import DATASETS_DIR, DEFAULT_CFG, LOCAL_RANK, LOGGER, RANK, YAML, colorstr
 from ultralytics.utils.plotting import plot_images
@@ -26,12 +25,13 @@ from ultralytics.utils.torch_utils import torch_distributed_zero_first, unwrap_m
 
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.listing import image_files
-from mlc_yolo.data.resolve import open_data, resolve_data
+from mlc_yolo.data.resolve import open_data
 from mlc_yolo.data.shared_images import find_shared
 from mlc_yolo.data.unlabeled import UnlabeledDataset
-from mlc_yolo.options import specification as options
+from mlc_yolo.options.specification import warmup_length
 from mlc_yolo.plots.ssl_agreement import agreement_figure
 from mlc_yolo.training.exact_resume import STUDENT, RecordedLoader
+from mlc_yolo.training.misfits import learns_without_labels
 from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
 from mlc_yolo.training.trainer import MLCTrainer
 
@@ -63,41 +63,40 @@ class SemiTrainer(MLCTrainer):
             FileNotFoundError: no image without labels where `unlabeled` says.
             ValueError: images of the validation set among them, or options that exclude each other.
         """
-        given = {**options.defaults(), **cfg2dict(cfg), **(overrides or {})}
-        ours = options.check(options.split(given)[0])
-        if _is_semi(ours) and not given.get("resume"):
-            if given.get("compile") and "," in str(given.get("device")):
-                raise ValueError(f"ssl={ours['ssl']} on several devices does not train compiled models: compile=False")
-            if given.get("distill_model"):
-                raise ValueError(f"ssl={ours['ssl']} has a teacher of its own: leave distill_model out")
-            if not ours["ema"]:
-                raise ValueError(f"ssl={ours['ssl']} needs its teacher, the average: leave ema=True")
-            epochs = int(given["epochs"])
-            if options.warmup_length(ours["ssl_burn_in"], None, epochs) >= max(epochs, 1):
-                raise ValueError(
-                    f"ssl_burn_in={ours['ssl_burn_in']:g} must end before the run of epochs={epochs}: "
-                    "nothing would be learned without labels"
-                )
-            data = resolve_data(given.get("data"), split=given.get("split"))
-            source = unlabeled_source(ours["unlabeled"], data)
-            refuse_validation_images(image_files(source), data, str(given.get("split") or "val"))
-            overrides = {**(overrides or {}), "data": data, "unlabeled": source}
-        elif ours["unlabeled"] and RANK in {-1, 0}:
-            LOGGER.warning(f"unlabeled={ours['unlabeled']} is not used: ssl={ours['ssl']} trains on labels alone")
         self.unlabeled_loader: Any = None
         self._views: Iterator[dict[str, Any]] | None = None
         self._steps = 0
         super().__init__(cfg, overrides, _callbacks, **kwargs)
-        if self.semi and self.data["channels"] not in (1, 3):
-            raise ValueError(
-                f"ssl={self.args.ssl} changes colours: expected images of 1 or 3 channels, {self.args.data} has "
-                f"{self.data['channels']}"
-            )
+
+    def _refuse_other_learning(self, run: Any) -> None:
+        """Refuse nothing: what can be learned from images without labels is learned here."""
+
+    def _prepare(self, run: Any) -> dict[str, Any]:
+        """Refuse what cannot be trained as `MLCTrainer` does, images without labels included.
+
+        Raises:
+            FileNotFoundError: no image without labels where `unlabeled` says.
+            ValueError: as in `MLCTrainer`, or images of the validation set among them.
+        """
+        settled = super()._prepare(run)
+        if not learns_without_labels(vars(run)):
+            if run.unlabeled and RANK in {-1, 0}:
+                LOGGER.warning(f"unlabeled={run.unlabeled} is not used: ssl={run.ssl} trains on labels alone")
+            return settled
+        if run.compile and "," in str(run.device):
+            raise ValueError(f"ssl={run.ssl} on several devices does not train compiled models: compile=False")
+        if run.distill_model:
+            raise ValueError(f"ssl={run.ssl} has a teacher of its own: leave distill_model out")
+        if not run.ema:
+            raise ValueError(f"ssl={run.ssl} needs its teacher, the average: leave ema=True")
+        source = unlabeled_source(run.unlabeled, run.data)
+        refuse_validation_images(image_files(source), run.data, str(run.split or "val"))
+        return {**settled, "unlabeled": source}
 
     @property
     def semi(self) -> bool:
         """Whether anything is learned from images without labels."""
-        return _is_semi(vars(self.args))
+        return learns_without_labels(vars(self.args))
 
     def set_model_attributes(self) -> None:
         """Attach them as upstream does; then make the image size one that can be halved."""
@@ -179,7 +178,7 @@ class SemiTrainer(MLCTrainer):
     def gain(self) -> float:
         """Return the weight of what is learned without labels at the step being trained."""
         burn_in, ramp = (
-            options.warmup_length(length, None, self.epochs) for length in (self.args.ssl_burn_in, self.args.ssl_ramp)
+            warmup_length(length, None, self.epochs) for length in (self.args.ssl_burn_in, self.args.ssl_ramp)
         )
         past = self.epoch + (self._steps + 1) / max(len(self.train_loader), 1) - burn_in  # at the end of the step
         if past <= 0:
@@ -338,7 +337,3 @@ def refuse_validation_images(files: list[str], data: str, split: str) -> None:
             f"{len(shared)} of {len(files)} images without labels are in the {split} set of {data}{copies}, "
             f"such as {shared.first}: what is validated on cannot be learned from. Give other images as unlabeled=..."
         )
-
-
-def _is_semi(ours: dict[str, Any]) -> bool:
-    return ours.get("ssl", "none") != "none" and ours["ssl_weight"] > 0

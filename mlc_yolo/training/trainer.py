@@ -14,20 +14,21 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, WORLD_SIZE
 from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, StockAssignment, build_assigner, yolo_assigner
-from mlc_yolo.checkpoints import model_yaml, safe_load
-from mlc_yolo.checkpoints.marker import load_stock_weights, wants_iou_channel, wants_warp, write_marker
+from mlc_yolo.checkpoints import safe_load
+from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import look_at_data, redraw_missing, resolve_data
-from mlc_yolo.detectors.config import find_config, inherit
+from mlc_yolo.detectors.config import find_config
 from mlc_yolo.detectors.model import DetectorModel
-from mlc_yolo.detectors.weights import is_torchvision, start_from
+from mlc_yolo.detectors.weights import is_torchvision
 from mlc_yolo.evaluation.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import add_iou_channel, rank_by_iou, set_rescore
 from mlc_yolo.options import specification as options
-from mlc_yolo.options.stock_arguments import check_stock
+from mlc_yolo.options.arguments import Arguments, of_checkpoint
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.durable import DurableTrainer
+from mlc_yolo.training.misfits import learns_without_labels, refuse_channels, refuse_devices, refuse_lengths
+from mlc_yolo.training.networks import build_detector, build_yolo
 from mlc_yolo.training.yolo_criterion import build_criterion
 
 
@@ -70,47 +71,68 @@ class MLCTrainer(DurableTrainer):
             TypeError: an option of the wrong type.
             SyntaxError: an unknown argument; the nearest known ones are named.
         """
-        overrides = dict(overrides or {})
+        overrides = {name: value for name, value in (overrides or {}).items() if name != "session"}  # of older upstream
         if assigner is not None:
             overrides["assigner"] = options.CUSTOM
-        base = {**options.defaults(), **_checked(cfg2dict(cfg)), "trust": False}  # no file grants trust
-        overrides = _checked(overrides)
-        self.custom_assigner = assigner
-        trust = bool(overrides.get("trust"))
-        for name in ("pretrained", "distill_model"):
-            _check(overrides.get(name, base.get(name)), trust)
-        if not (overrides.get("resume") or base.get("resume")):  # before any file is touched
-            split = overrides.get("split") or base.get("split")
-            overrides["data"] = resolve_data(overrides.get("data") or base.get("data"), split=split)
-            if RANK == -1:
-                look_at_data(overrides["data"], split=split)
-            # Older upstream versions hand a "session" over, which is no argument.
-            run = get_cfg(base, {name: value for name, value in overrides.items() if name != "session"})
-            self._refuse_missing_assigner(run.assigner)
-            options.warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
-            _refuse_late_steps(run.lr_steps, run.epochs)
-            if options.warmup_length(run.iou_warmup, None, run.epochs) >= max(run.epochs, 1):
-                raise ValueError(
-                    f"iou_warmup={run.iou_warmup:g} must end before the run of epochs={run.epochs}: "
-                    "the predicted IoU would never be trained"
-                )
+        known = {**options.defaults(), **cfg2dict(cfg), "trust": False}  # no file grants trust
+        self.arguments, self.custom_assigner = Arguments.of({**known, **overrides}), assigner
+        self._known_data: tuple[str, dict[str, Any]] | None = None  # the argument, and upstream's description of it
+        flat = self.arguments.flat()
+        known, overrides = ({name: flat[name] for name in given} for given in (known, overrides))
+        run = get_cfg(known, overrides)
+        for file in (run.pretrained, run.distill_model):
+            self._look_at(file)
+        if not run.resume:
+            overrides.update(self._prepare(run))
         provide_fonts()
-        super().__init__(base, overrides, _callbacks)
+        super().__init__(known, overrides, _callbacks)
         if RANK != -1:  # upstream counts the devices of this machine; there may be several
             self.world_size = WORLD_SIZE
-        if assigner is not None and self.ddp:
-            raise ValueError("an assigner object trains on one device: choose one, such as device=0")
-        if self.args.augmentation == "ssd":
-            if self.data["channels"] != 3:
-                raise ValueError(
-                    f"augment=ssd distorts colours: expected images of 3 channels, {self.args.data} has "
-                    f"{self.data['channels']}"
-                )
-            if RANK in {-1, 0}:
-                LOGGER.info(
-                    "augment=ssd: mosaic, mixup, cutmix, copy_paste, hsv_*, degrees, translate, scale, shear, "
-                    "perspective, flipud, fliplr, bgr and augmentations have no effect"
-                )
+        refuse_channels(self.args, self.data["channels"])  # of data that only upstream can open
+        if self.args.augmentation == "ssd" and RANK in {-1, 0}:
+            LOGGER.info(
+                "augmentation=ssd: mosaic, mixup, cutmix, copy_paste, hsv_*, degrees, translate, scale, shear, "
+                "perspective, flipud, fliplr, bgr and augmentations have no effect"
+            )
+
+    def _prepare(self, run: Any) -> dict[str, Any]:
+        """Refuse what cannot be trained, before a run folder is made.
+
+        Args:
+            run: arguments of a new run as a namespace, ours included.
+
+        Returns:
+            Those that are settled here, by name.
+
+        Raises:
+            ValueError: options that exclude each other, that leave nothing of the run, or that the data cannot have.
+        """
+        self._refuse_other_learning(run)
+        self._refuse_missing_assigner(run.assigner)
+        if self.custom_assigner is not None:
+            refuse_devices(run.device)
+        refuse_lengths(run)
+        run.data = resolve_data(run.data, split=run.split)
+        if RANK == -1 and (found := look_at_data(run.data, split=run.split)):
+            self._known_data = run.data, found
+            refuse_channels(run, found["channels"])
+        return {"data": run.data}
+
+    def _refuse_other_learning(self, run: Any) -> None:
+        """Refuse images without labels, which `SemiTrainer` learns from."""
+        if learns_without_labels(vars(run)):
+            raise ValueError(f"ssl={run.ssl} is learned by SemiTrainer, which MLCYOLO(...).train(ssl=...) takes")
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return upstream's description of the data, made before the run folder where that was possible."""
+        if self._known_data is None or self._known_data[0] != self.args.data:
+            data: dict[str, Any] = super().get_dataset()
+            return data
+        _, data = self._known_data
+        self.args.data = data["yaml_file"]
+        if self.args.single_cls:
+            data["names"], data["nc"] = {0: "item"}, 1
+        return data
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Restore the checkpoint's arguments as upstream does; options it does not know yet get their defaults.
@@ -118,17 +140,17 @@ class MLCTrainer(DurableTrainer):
         Raises:
             ValueError: the checkpoint is not data alone, or what has become of its data YAML is refused.
         """
-        trust, asked_for = self.args.trust, self.args.data
+        trust, asked_for = self.arguments.trust, self.args.data
         if self.args.resume:
             safe_load.check(safe_load.resumed(self.args.resume), trust=trust)
-        super().check_resume(overrides)
-        for name, value in options.defaults().items():
-            if not hasattr(self.args, name):
-                setattr(self.args, name, value)
+        super().check_resume({name: value for name, value in overrides.items() if name != "trust"})
         if not self.resume:
             return
-        self.args.trust = trust  # the user's, whatever the checkpoint says
-        _check(self.args.distill_model, trust)
+        # The user's word counts, whatever the checkpoint says.
+        self.arguments = Arguments.of({**of_checkpoint(vars(self.args)), "trust": trust})
+        vars(self.args).update(self.arguments.ours)
+        self._look_at(self.args.distill_model)
+        self._refuse_other_learning(self.args)
         self._refuse_missing_assigner(self.args.assigner)
         if self.custom_assigner is not None and self.args.assigner != options.CUSTOM:
             raise ValueError(
@@ -155,63 +177,16 @@ class MLCTrainer(DurableTrainer):
         Raises:
             ValueError: options or data that this model cannot have.
         """
-        verbose = verbose and RANK in {-1, 0}
+        common: dict[str, Any] = {
+            "data": self.data,
+            "name_classes": self.set_model_names_for_load,
+            "verbose": verbose and RANK in {-1, 0},
+        }
         config = cfg if isinstance(cfg, dict) and "detector" in cfg else find_config(cfg)
-        if config is not None:
-            return self._get_detector(config, weights, verbose)
-        if isinstance(weights, DetectorModel):
-            raise ValueError(f"expected weights of a YOLO, got those of a {weights.kind}: take its model YAML")
-        ours, _ = options.split(self.args)
-        quality = options.wanted_quality(ours)
-        if quality == "centerness" or self.args.align_gain:
-            name = "align_gain" if self.args.align_gain else "quality=centerness"
-            raise ValueError(f"{name} is for the ported detectors (FCOS and the like), not for YOLO: leave it out")
-        model = DetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
-        model.yaml = model_yaml.without_fetching(model.yaml)
-        self.set_model_names_for_load(model)
-        wanted = wants_iou_channel(None if quality is None else quality == "iou", weights)
-        if wanted:
-            add_iou_channel(model.model[-1])
-        self._set_ranking(model)
-        write_marker(model, iou_head=wanted, **self._facts(weights))
-        if weights is not None:
-            load_stock_weights(model, weights, verbose=verbose)
-        return model
-
-    def _get_detector(self, config: dict[str, Any], weights: nn.Module | None, verbose: bool) -> DetectorModel:
-        """Return a ported detector for the data's classes."""
-        quality = options.wanted_quality(options.split(self.args)[0])
-        if isinstance(weights, DetectorModel):
-            config = inherit(config, weights.yaml)
-        if quality is not None:
-            config = {**config, "quality": quality}
-        if config["detector"] == "rpn" and self.data["nc"] != 1:
-            raise ValueError(
-                f"an RPN proposes objects of one class, but {self.args.data} has {self.data['nc']}: "
-                "train with single_cls=True, which takes them for one"
-            )
-        nc = self.data["nc"]
-        if weights is None and is_torchvision(self.args.pretrained) and not self.resume:
-            model = start_from(config, self.args.pretrained, nc=nc)
-        else:
-            model = DetectorModel(config, nc=nc, ch=self.data["channels"], verbose=verbose)
-        self.set_model_names_for_load(model)
-        if weights is not None:
-            model.load(weights, verbose=verbose)
-        self._set_ranking(model)
-        write_marker(model, **self._facts(weights))
-        return model
-
-    def _facts(self, weights: nn.Module | None) -> dict[str, bool | str]:
-        """Return what the model's checkpoint shall say of this run, a resize taken over from `weights` included."""
-        resize = {"resize": "warp"} if wants_warp(self.args.resize, weights) else {}
-        return {"rescore": self.args.rescore, "nms_by": self.args.nms_by, **resize}
-
-    def _set_ranking(self, model: DetectionModel) -> None:
-        """Make the head rank its boxes as asked, and refuse what it has no layer for."""
-        if self.args.nms_by == "iou":
-            rank_by_iou(model.model[-1], True)
-        set_rescore(model, self.args.rescore)
+        if config is None:
+            return build_yolo(cfg, weights, self.arguments, resuming=bool(self.resume), **common)
+        pretrained = None if self.resume else self.args.pretrained
+        return build_detector(config, weights, self.arguments, pretrained=pretrained, **common)
 
     def setup_model(self) -> Any:
         """Set the model up as upstream does; torchvision weights and frozen stages are the detectors' own."""
@@ -224,8 +199,11 @@ class MLCTrainer(DurableTrainer):
             ckpt = None
         else:
             if not self.resume:  # else `check_resume` has looked
-                _check(self.model, self.args.trust)
+                self._look_at(self.model)
             ckpt = super().setup_model()
+        model = _trained(unwrap_model(self.model))
+        self.arguments = self.arguments.for_model(model.kind if isinstance(model, DetectorModel) else None)
+        vars(self.args).update(self.arguments.ours)  # what a checkpoint says of its run
         if isinstance(self.model, DetectorModel):
             asked = self.args.freeze
             layers = list(asked) if isinstance(asked, list) else list(range(asked or 0))
@@ -233,7 +211,7 @@ class MLCTrainer(DurableTrainer):
         return ckpt
 
     def build_dataset(self, img_path: str, mode: str = "train", batch: int | None = None) -> Any:
-        """Build the data set as upstream does; of other images with `resize=warp` or `augment=ssd`."""
+        """Build the data set as upstream does; of other images with `resize=warp` or `augmentation=ssd`."""
         model = unwrap_model(self.model)
         return build(
             img_path,
@@ -276,7 +254,11 @@ class MLCTrainer(DurableTrainer):
     def get_validator(self) -> MLCValidator:
         """Return a validator that measures the divergence of the two tasks as well."""
         validator = MLCValidator(
-            self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks
+            self.test_loader,
+            save_dir=self.save_dir,
+            args=copy(self.args),
+            _callbacks=self.callbacks,
+            arguments=self.arguments,
         )
         validator.prepare_for(unwrap_model(self.model))
         return validator
@@ -300,9 +282,8 @@ class MLCTrainer(DurableTrainer):
     def schedule(self) -> Schedule[Any]:
         """Return which assigner trains in which epoch."""
         model = _trained(unwrap_model(self.model))
-        kind, own = (model.kind, model.head.own_assigner) if isinstance(model, DetectorModel) else (None, None)
-        ours = options.settle(options.split(self.args)[0], kind)
-        vars(self.args).update(ours)
+        own = model.head.own_assigner if isinstance(model, DetectorModel) else None
+        ours = self.arguments.ours
         main: Assigner | StockAssignment | None = self.custom_assigner
         if main is None:
             main = build_assigner(self.args.assigner, ours, own=own) if own else yolo_assigner(self.args.assigner, ours)
@@ -348,7 +329,7 @@ class MLCTrainer(DurableTrainer):
         model = _trained(unwrap_model(self.model))
         common = {
             "schedule": self.schedule(),
-            "prior_scale": self.args.mg_prior_scale,
+            "prior_scale": self.args.prior_scale,
             "iou_gain": self.args.iou_gain,
         }
         if isinstance(model, DetectorModel):
@@ -375,6 +356,11 @@ class MLCTrainer(DurableTrainer):
             stage = self.args.assigner_base if self.epoch < warmup else self.args.assigner
             LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {warmup}")
 
+    def _look_at(self, file: Any) -> None:
+        """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
+        if isinstance(file, str | Path):
+            safe_load.check(file, trust=self.arguments.trust)
+
     def _refuse_missing_assigner(self, name: str) -> None:
         """Refuse the name that stands for an assigner object when there is none: a checkpoint does not hold it."""
         if name == options.CUSTOM and self.custom_assigner is None:
@@ -382,28 +368,6 @@ class MLCTrainer(DurableTrainer):
                 f"assigner={name} stands for an assigner object, which files do not hold: give it again in Python, "
                 "MLCYOLO(...).train(..., assigner=your_assigner)"
             )
-
-
-def _checked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments with our options checked and under their own names."""
-    ours, stock = options.split(arguments)
-    check_stock(stock)
-    return {**stock, **options.check(ours)}
-
-
-def _check(file: Any, trust: bool) -> None:
-    """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
-    if isinstance(file, str | Path):
-        safe_load.check(file, trust=trust)
-
-
-def _refuse_late_steps(steps: list[int] | None, epochs: int) -> None:
-    if steps and steps[-1] >= epochs:
-        raise ValueError(
-            f"lr_steps={','.join(map(str, steps))} must lie within the run of epochs={epochs}: "
-            "the last step would never come. Give lr_steps=None for Ultralytics' schedule; "
-            "mlc-yolo reproduce moves a row's steps along with its epochs"
-        )
 
 
 def _trained(model: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 from ultralytics.engine.tuner import Tuner
 
 from mlc_yolo.faults import begin_work
-from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
 from mlc_yolo.upstream import training_command
 
 #: What starts one training; upstream appends `train key=value ...`.
@@ -21,19 +21,24 @@ class MLCTuner(Tuner):
     """Upstream's `Tuner` that carries our options to each training it starts."""
 
     def __init__(
-        self, args: dict[str, Any], _callbacks: dict[str, Any] | None = None, *, model: nn.Module | None = None
+        self,
+        args: dict[str, Any],
+        _callbacks: dict[str, Any] | None = None,
+        *,
+        arguments: Arguments,
+        model: nn.Module | None = None,
     ) -> None:
         """Set up as upstream does.
 
         Args:
-            args: training arguments, checked options of ours included; `space` as upstream's.
+            args: upstream's training arguments; `space` as upstream's.
+            arguments: what was asked for.
             _callbacks: callbacks by event.
             model: what upstream would otherwise build from `args`, as a YOLO; early 8.4 releases need none.
         """
-        ours, stock = options.split(args)
         given = {"model": model} if "model" in signature(Tuner.__init__).parameters else {}
-        super().__init__(stock, _callbacks, **given)
-        for name, value in {**options.defaults(), **ours}.items():
+        super().__init__(args, _callbacks, **given)
+        for name, value in arguments.ours.items():
             setattr(self.args, name, value)
 
     def __call__(self, iterations: int = 300, cleanup: bool = True) -> None:

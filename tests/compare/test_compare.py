@@ -88,7 +88,7 @@ def test_models_and_data_sets_may_vary_and_are_told_apart_by_their_folders(tmp_p
 
 
 def test_aliases_and_short_words_get_their_full_names() -> None:
-    grid = _grid(assigner=["mg", "tal"], nms="iou")
+    grid = _grid(assigner=["mg", "tal"], nms_by="iou")
     assert grid.cells[0].options["assigner"] == "mutual_guidance" and grid.fixed["nms_by"] == "iou"
 
 
@@ -108,13 +108,11 @@ def test_the_baseline_may_be_named_and_is_the_first_elsewhere(baseline: Any) -> 
         ({"assigner": ["tal", "mcl"]}, "Did you mean 'mlc'"),
         ({"assigner": ["mg", "mutual_guidance"]}, "twice"),
         ({"assigner": []}, "empty list"),
-        ({"nms": ["iou", True]}, "mixes"),
         ({"seed": [0, "one"]}, "whole number"),
         ({"seed": [0, 0.5]}, "whole number"),
         ({"single_cls": [True, False]}, "what is judged"),
         ({"workers": [0, 2]}, "does not change"),
         ({"resume": True, "seed": [0, 1]}, "leave it out"),
-        ({"assigner": ["tal", "mlc"], "quality": ["iou", "none"], "iou_head": True}, "contradict"),
         ({"freeze": [object()], "seed": [0, 1]}, "text or numbers"),
     ],
 )

@@ -160,7 +160,7 @@ def test_predictions_by_predicted_iou_keep_the_best_placed_box(
 
 def test_results_keep_to_the_classes_asked_for(image: np.ndarray, tmp_path: Path) -> None:
     net = _checkpoint(lively_detector("retinanet", quality="iou", width=32, nc=3), tmp_path)
-    chosen = {"imgsz": SIZE, "conf": 0.01, "verbose": False, "nms": "iou"}
+    chosen = {"imgsz": SIZE, "conf": 0.01, "verbose": False, "nms_by": "iou"}
     every, one, alone, none = (
         net.predict(image, classes=classes, **chosen)[0].boxes for classes in (None, [1], 1, [9])
     )

@@ -132,7 +132,7 @@ def test_objects_lie_on_the_image_as_labelled(
 def test_assigners_see_what_they_see_in_training(name: str, tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(f"{name}.yaml")
     drawing, training = Recorder(), Recorder()
-    draw_assignments(model, **arguments(tiny_data, run_dir, assigner=drawing), mg_prior_scale=3.0)
+    draw_assignments(model, **arguments(tiny_data, run_dir, assigner=drawing), prior_scale=3.0)
 
     args = get_cfg(overrides={"imgsz": 96})
     model.model.args = args

@@ -98,7 +98,7 @@ def test_pairs_are_those_of_objects_and_priors_with_the_score_of_the_objects_cla
     lively: MLCYOLO, tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = spy(monkeypatch, "amplification_figure")
-    draw_figure("amplification", lively, mg_sigma=1.5, mg_prior_scale=3.0, **arguments(tiny_data, run_dir))
+    draw_figure("amplification", lively, mg_sigma=1.5, prior_scale=3.0, **arguments(tiny_data, run_dir))
     pairs: Pairs = calls[0][0]
     split = open_split(lively, str(tiny_data), {"imgsz": 96, "device": "cpu"})
     (scene,) = scenes(lively.model, split, split.with_objects(1), prior_scale=3.0)

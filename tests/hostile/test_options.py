@@ -14,6 +14,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo.options import specification as options
+from mlc_yolo.options.arguments import Arguments
 from mlc_yolo.options.stock_arguments import check_stock
 
 #: Arguments of other modes, of the command line, or read by name later, where what is wrong with them is said.
@@ -21,7 +22,7 @@ ELSEWHERE = {
     *("task", "mode", "cfg"),  # settled by the model, the method that is called, and its reader
     *("data", "model", "tracker", "source"),  # looked for as files
     *("device", "imgsz"),  # `select_device` and `check_imgsz` name them
-    *("embed", "format", "amp", "nms", "augment"),
+    *("embed", "format", "amp"),
 }
 WRONG: list[Any] = ["abc", "", [1.5], ["a", None], {"a": 1}, {}, object(), b"abc", float("nan"), 1j]
 
@@ -29,10 +30,7 @@ WRONG: list[Any] = ["abc", "", [1.5], ["a", None], {"a": 1}, {}, object(), b"abc
 def refusal(name: str, value: Any) -> str | None:
     """Return the message a training begins with, None if there is none."""
     try:
-        ours, stock = options.split({name: value})
-        check_stock(stock)
-        options.check(ours)
-        get_cfg({**DEFAULT_CFG_DICT, **options.defaults()}, {**stock, **ours})
+        get_cfg({**DEFAULT_CFG_DICT, **options.defaults()}, Arguments.of({name: value}).flat())
     except (TypeError, ValueError, SyntaxError) as error:
         return str(error)
     return None

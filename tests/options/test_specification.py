@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +15,6 @@ from mlc_yolo.options.specification import (
     defaults,
     settle,
     specifications,
-    split,
-    wanted_quality,
     warmup_epochs,
 )
 
@@ -40,18 +37,6 @@ def test_every_option_says_what_it_takes_and_why() -> None:
 def test_defaults_are_a_copy() -> None:
     defaults()["mg_tasks"] = "changed"
     assert defaults()["mg_tasks"] == "both"
-
-
-@pytest.mark.parametrize("wrap", [dict, lambda mapping: SimpleNamespace(**mapping)])
-def test_split_takes_a_mapping_or_a_namespace_apart_and_loses_nothing(wrap: Any) -> None:
-    args = {"assigner": "mlc", "epochs": 3, "iou_head": None, "model": "yolo11n.pt"}
-    ours, stock = split(wrap(args))
-    assert ours == {"assigner": "mlc", "iou_head": None} and stock == {"epochs": 3, "model": "yolo11n.pt"}
-    assert args == {"assigner": "mlc", "epochs": 3, "iou_head": None, "model": "yolo11n.pt"}
-
-
-def test_split_of_nothing_is_two_empty_dicts() -> None:
-    assert split(None) == split({}) == ({}, {})
 
 
 # Names and choices ----------------------------------------------------------------------------------------------------
@@ -148,7 +133,7 @@ def test_a_switch_must_be_true_or_false(name: str, value: Any) -> None:
         ("assigner_warmup", -1, "must be 0 or more"),
         ("mg_sigma", 1, "must be above 1; its default is 2.0"),
         ("mg_sigma", 0.5, "must be above 1; its default is 2.0"),
-        ("mg_prior_scale", 0, "must be above 0; its default is 5.0"),
+        ("prior_scale", 0, "must be above 0; its default is 5.0"),
         ("assigner_warmup", 2.5, "must be whole epochs, or a fraction of the run below 1"),
     ],
 )
@@ -251,34 +236,19 @@ def test_a_yolo_has_no_candidates_of_its_own_but_the_task_aligned_ones() -> None
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted"),
+    ("option", "detector", "message"),
     [
-        ({}, None),
-        ({"iou_head": True}, "iou"),
-        ({"iou_head": False}, "none"),
-        ({"quality": "centerness"}, "centerness"),
-        ({"quality": "iou", "iou_head": True}, "iou"),
+        ({"iou_head": False}, "fcos", "iou_head is for YOLO: say what this fcos predicts .*quality=none"),
+        ({"iou_head": True}, "retinanet", "iou_head is for YOLO: .*quality=iou"),
+        ({"quality": "none"}, None, "quality=none is for the ported detectors .*iou_head=False"),
+        ({"align_gain": 1.0}, None, "align_gain=1.0 is for the ported detectors"),
     ],
 )
-def test_the_quality_layer_follows_either_option(given: dict[str, Any], wanted: str | None) -> None:
-    assert wanted_quality(given) == wanted
-
-
-def test_options_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ValueError, match="quality=none and iou_head=True contradict each other"):
-        check({"quality": "none", "iou_head": True})
-
-
-def test_two_words_about_nms_must_agree() -> None:
-    assert split({"nms": "iou", "nms_by": "iou"}) == ({"nms_by": "iou"}, {})
-    with pytest.raises(ValueError, match="nms=standard and nms_by=iou contradict each other"):
-        split({"nms": "standard", "nms_by": "iou"})
-
-
-def test_nms_by_iou_is_ours_and_any_other_nms_is_upstreams() -> None:
-    assert split({"nms": "iou", "conf": 0.1}) == ({"nms_by": "iou"}, {"conf": 0.1})
-    assert split({"nms": "standard"}) == ({"nms_by": "standard"}, {})
-    assert split({"nms": False}) == ({}, {"nms": False})
+def test_what_a_layer_predicts_has_one_name_a_kind_of_model(
+    option: dict[str, Any], detector: str | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        settle({**defaults(), **option}, detector)
 
 
 @pytest.mark.parametrize("given", [16, [16], (16,), "16"])

@@ -187,7 +187,7 @@ def test_a_row_is_found_by_path_and_by_name() -> None:
 
 
 def test_an_unknown_row_names_the_nearest() -> None:
-    with pytest.raises(FileNotFoundError, match="Did you mean mlc_table3_retinanet_ml"):
+    with pytest.raises(FileNotFoundError, match="Did you mean 'mlc_table3_retinanet_ml"):
         find_row("mlc_table3_retinanet_mll")
     with pytest.raises(FileNotFoundError, match=r"Rows: mg_table1_\*, .* sed_5pct_\*$"):
         find_row("x")

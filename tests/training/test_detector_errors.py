@@ -32,11 +32,11 @@ def _checkpoint(kind: str, folder: Path) -> Path:
     [
         ("retinanet", {"quality": "centerness"}, ValueError, "iou, none"),
         ("rpn", {"quality": "centerness", "single_cls": True}, ValueError, "iou, none"),
-        ("yolo", {"quality": "centerness"}, ValueError, "quality=centerness is for FCOS"),
+        ("yolo", {"quality": "centerness"}, ValueError, "quality=centerness is for the ported detectors"),
         ("yolo", {"align_gain": 1.0}, ValueError, "align_gain"),
         ("yolo", {"assigner": "mlc", "mlc_candidates": "own"}, ValueError, "mlc_candidates=own is for the ported"),
-        ("fcos", {"iou_head": True, "quality": "none"}, ValueError, "contradict each other"),
-        ("fcos", {"iou_head": False, "quality": "iou"}, ValueError, "contradict each other"),
+        ("yolo", {"quality": "none"}, ValueError, "a YOLO takes iou_head=True or iou_head=False"),
+        ("fcos", {"iou_head": False}, ValueError, "iou_head is for YOLO: .* quality=none"),
         ("fcos", {"quality": "centreness"}, ValueError, "Did you mean 'centerness'"),
         ("fcos", {"lr_steps": [1, 2]}, ValueError, "must lie within the run of epochs=2"),
         ("fcos", {"lr_steps": "2,1"}, ValueError, "rising epochs"),
@@ -118,14 +118,14 @@ def test_data_with_more_classes_than_the_model_is_refused_in_validation(
 def test_ranking_by_a_predicted_iou_needs_one(quality: str, tmp_path: Path) -> None:
     model = MLCYOLO(detector_yaml(tmp_path, "fcos", quality=quality))
     with pytest.raises(ValueError, match="no such layer"):
-        model.predict(torch.rand(1, 3, 64, 64), nms="iou", verbose=False)
+        model.predict(torch.rand(1, 3, 64, 64), nms_by="iou", verbose=False)
 
 
 def test_exported_models_have_no_predicted_iou_to_rank_by(tmp_path: Path) -> None:
     exported = tmp_path / "model.onnx"
     exported.write_bytes(b"")
-    with pytest.raises(ValueError, match="nms=iou"):
-        MLCYOLO(exported, task="detect").predict("nothing.jpg", nms="iou")
+    with pytest.raises(ValueError, match="nms_by=iou"):
+        MLCYOLO(exported, task="detect").predict("nothing.jpg", nms_by="iou")
 
 
 @pytest.mark.parametrize("options", [{"format": "stock"}, {"format": "imx"}, {"format": "onnx", "dynamic": True}])

@@ -278,7 +278,7 @@ def test_validation_ranks_by_what_was_asked_for(
     place = {"project": str(run_dir), "name": "val", "plots": False, "verbose": False, "data": str(tiny_data)}
     place |= {"coco_eval": True, "conf": 0.01} | ({"single_cls": True} if kind == "rpn" else {})
     net = MLCYOLO(path)
-    for options in ({}, {"rescore": False}, {"nms": "iou"}, {}):
+    for options in ({}, {"rescore": False}, {"nms_by": "iou"}, {}):
         net.val(**place, **options)
     product, plain, by_iou, again = ([rows for rows in each["coco_detections"]] for each in gathered)
     for a, b, c, d in zip(product, plain, by_iou, again, strict=True):

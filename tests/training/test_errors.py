@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ultralytics import YOLO
+from ultralytics.nn.modules.head import v10Detect
 
 from mlc_yolo import MLCYOLO
+from mlc_yolo.checkpoints.marker import read_marker
 
 TINY = {"imgsz": 64, "batch": 8, "epochs": 2, "plots": False}
 
@@ -52,8 +55,19 @@ def test_a_segmentation_model_refuses_our_options(options: dict[str, Any], tiny_
 def test_a_head_without_room_for_the_channel_is_refused_by_name(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO("yolov10n.yaml")
     with pytest.raises(TypeError, match="v10Detect"):
-        model.train(data=str(tiny_data), project=str(run_dir), **TINY)
+        model.train(data=str(tiny_data), project=str(run_dir), iou_head=True, **TINY)
     assert not list(run_dir.iterdir())
+
+
+def test_a_head_without_room_for_the_channel_trains_without_it_and_says_so(
+    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = MLCYOLO("yolov10n.yaml")
+    with caplog.at_level("INFO"):
+        model.train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, "epochs": 1})
+    assert "v10Detect has no room for the IoU channel: training as with iou_head=False" in caplog.text
+    saved = YOLO(run_dir / "run" / "weights" / "best.pt").model
+    assert type(saved.model[-1]) is v10Detect and read_marker(saved)["iou_head"] is False
 
 
 @pytest.mark.parametrize(("name", "family"), [("rtdetr-l.yaml", "another family"), ("yolov8s-world.yaml", "YOLOWorld")])
@@ -69,7 +83,7 @@ def test_the_yaml_of_a_data_set_is_no_model(tiny_data: Path) -> None:
 
 def test_a_mistyped_model_is_answered_with_those_beside_it(tmp_path: Path) -> None:
     (tmp_path / "cells_small.pt").touch()
-    with pytest.raises(FileNotFoundError, match=r"Did you mean cells_small\.pt\?"):
+    with pytest.raises(FileNotFoundError, match=r"Did you mean 'cells_small\.pt'\?"):
         MLCYOLO(tmp_path / "cell_small.pt")
     with pytest.raises(FileNotFoundError, match=r"Did you mean .*yolo11m\.pt"):
         MLCYOLO(tmp_path / "yolo11mm.pt")

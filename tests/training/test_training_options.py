@@ -16,36 +16,30 @@ from torch import nn
 from ultralytics.nn.tasks import load_checkpoint
 
 from mlc_yolo import MLCYOLO
+from mlc_yolo.assigners import TaskAligned
 from mlc_yolo.checkpoints.marker import read_marker, wants_warp, write_marker
 from mlc_yolo.cli import parse
 from mlc_yolo.data.datasets import SSDDataset, WarpedDataset
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
-from mlc_yolo.options.specification import check, split
+from mlc_yolo.options.specification import check
+from mlc_yolo.training.semi_trainer import SemiTrainer
 from mlc_yolo.training.trainer import MLCTrainer
 
 SIZE = 96
 #: Arguments that a warp must not make wrong: a wide and a tall image.
 SHAPES = [(60, 200), (220, 70)]
-ALL_FOUR = {"augment": "ssd", "resize": "warp", "warmup_iters": 1, "ema": False, "cos_lr": True}
+ALL_FOUR = {"augmentation": "ssd", "resize": "warp", "warmup_iters": 1, "ema": False, "cos_lr": True}
 
 
 # Names and values -----------------------------------------------------------------------------------------------------
 
 
-def test_augment_is_ours_where_it_is_a_word_and_upstreams_where_it_is_a_switch() -> None:
-    assert split({"augment": "ssd", "imgsz": 3}) == ({"augmentation": "ssd"}, {"imgsz": 3})
-    assert split({"augment": "standard"}) == ({"augmentation": "standard"}, {})
-    assert split({"augment": True, "augmentation": "ssd"}) == ({"augmentation": "ssd"}, {"augment": True})
-    assert split({"augment": "ssd", "augmentation": "ssd"}) == ({"augmentation": "ssd"}, {})
-    with pytest.raises(ValueError, match="augment=standard and augmentation=ssd contradict each other"):
-        split({"augment": "standard", "augmentation": "ssd"})
-
-
 def test_the_command_line_takes_all_four() -> None:
-    words = ["train", "augment=ssd", "resize=warp", "warmup_iters=500", "ema=False"]
-    expected = {"augment": "ssd", "resize": "warp", "warmup_iters": 500, "ema": False}
+    words = ["train", "augmentation=ssd", "resize=warp", "warmup_iters=500", "ema=False"]
+    expected = {"augmentation": "ssd", "resize": "warp", "warmup_iters": 500, "ema": False}
     assert parse(words) == ("train", expected)
+    assert parse(["val", "augment=True"]) == ("val", {"augment": True})
 
 
 @pytest.mark.parametrize(
@@ -226,11 +220,38 @@ def test_all_four_options_train_resume_and_are_remembered(name: str, tiny_data: 
     assert "resize" not in read_marker(back.model) and not isinstance(back.trainer.train_loader.dataset, WarpedDataset)
 
 
-def test_ssd_needs_three_channels(tiny_data: Path, tmp_path: Path, run_dir: Path) -> None:
-    grey = tmp_path / "grey.yaml"
-    grey.write_text(tiny_data.read_text() + "channels: 1\n")
-    with pytest.raises(ValueError, match=r"augment=ssd distorts colours: expected images of 3 channels.* has 1"):
-        MLCTrainer(overrides={"model": "yolo11n.yaml", "data": str(grey), "augment": "ssd", "project": str(run_dir)})
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"augmentation": "ssd"}, r"augmentation=ssd distorts colours: expected images of 3 channels.* has 4"),
+        ({"ssl": "sed", "ssl_weight": 1.0}, r"ssl=sed changes colours: expected images of 1 or 3 channels.* has 4"),
+    ],
+)
+def test_images_of_other_channels_are_refused_before_a_folder_is_made(
+    options: dict[str, Any], message: str, tiny_data: Path, tmp_path: Path, run_dir: Path
+) -> None:
+    bands = tmp_path / "bands.yaml"
+    bands.write_text(tiny_data.read_text() + f"channels: 4\nunlabeled: {tiny_data.parent / 'images' / 'train'}\n")
+    with pytest.raises(ValueError, match=message):
+        SemiTrainer(overrides={"model": "yolo11n.yaml", "data": str(bands), "project": str(run_dir), **options})
+    assert not list(run_dir.iterdir())
+
+
+@pytest.mark.parametrize("device", ["0,1", [0, 1], "cuda:0,1", "-1,-1"])
+def test_an_assigner_object_on_several_devices_is_refused_before_a_folder_is_made(
+    device: Any, tiny_data: Path, run_dir: Path
+) -> None:
+    overrides = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(run_dir), "device": device}
+    with pytest.raises(ValueError, match="an assigner object trains on one device"):
+        MLCTrainer(overrides=overrides, assigner=TaskAligned())
+    assert not list(run_dir.iterdir())
+
+
+def test_images_without_labels_need_their_own_trainer(tiny_data: Path, run_dir: Path) -> None:
+    overrides = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(run_dir), "ssl": "sed"}
+    with pytest.raises(ValueError, match="ssl=sed is learned by SemiTrainer"):
+        MLCTrainer(overrides=overrides)
+    assert not list(run_dir.iterdir())
 
 
 def test_a_warm_up_longer_than_the_run_is_refused(tiny_data: Path, run_dir: Path) -> None:
