@@ -18,7 +18,7 @@ Array = Tensor | NDArray[np.floating]
 #: Columns of a data frame, in the order in which they are kept.
 COLUMNS = ("iou", "sigma_left", "sigma_top", "sigma_right", "sigma_bottom")
 #: Colour (BGR) and opacity of the bands that `show_sigma` draws.
-BAND, OPACITY = (255, 255, 0), 0.4
+BAND, OPACITY = (0, 255, 255), 0.5
 
 
 class PlacedBoxes(Boxes):

@@ -238,6 +238,17 @@ def test_augmented_prediction_votes_over_all_views_and_knows_no_more(image: np.n
     assert plain.sigma.isnan().all() and (plain.xyxy - voted.xyxy).abs().max() > 0.5
 
 
+def test_an_exported_file_votes_without_variances_and_knows_no_more(image: np.ndarray, opened: Any) -> None:
+    net = opened(yolo())
+    exported = MLCYOLO(net.export(format="torchscript", imgsz=SIZE, verbose=False), task="detect")
+    chosen = {"imgsz": SIZE, "conf": 0.1, "verbose": False}
+    plain, voted = (exported.predict(image, vote=vote, vote_iou=0.3, **chosen)[0].boxes for vote in (False, True))
+    assert torch.equal(plain.data[:, 4:], voted.data[:, 4:]) and (plain.xyxy - voted.xyxy).abs().max() > 0.5
+    assert plain.iou.isnan().all() and voted.sigma.isnan().all()
+    with pytest.raises(ValueError, match="not exported"):
+        exported.predict(image, min_iou=0.5, **chosen)
+
+
 def test_tracks_know_the_placement_of_the_detections_they_follow(
     image: np.ndarray, opened: Any, iou_aware: Any, tmp_path: Path
 ) -> None:
