@@ -81,7 +81,7 @@ class MLCValidator(DetectionValidator):
         self._extras: tuple[str, ...] = ()
         self._sigmas: deque[Tensor] = deque()  # of the current batch's detections, an image each
         self._edges: list[Tensor] = []  # (k, 9) an image: errors, deviations and the object's area in original px
-        self._placing = Placing.of(self.options)
+        self._placing = Placing.of(ours)
         self._augmented = ExitStack()
 
     def __call__(self, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
