@@ -77,7 +77,7 @@ def run_cell(folder: Path, device: str) -> None:
     options: dict[str, Any] = dict(told["options"])
     name = options.pop("model")
     trust = bool(options.get("trust", False))
-    place = {"exist_ok": True, "device": device}
+    place: dict[str, Any] = {"exist_ok": True, "device": device}
     last = folder / LAST
     trained, planned = _progress(last)
     _forget_after(trained, folder)

@@ -10,6 +10,7 @@ from ultralytics.utils import LOGGER
 from mlc_yolo.evaluation import diagnosis_files
 from mlc_yolo.evaluation.diagnosing import DiagnosingValidator
 from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.recording import listed
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
 
 
@@ -35,12 +36,7 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
         raise ValueError(f"a diagnosis is of a detection model, and this is a {model.task} model")
     if isinstance(conf, bool) or not isinstance(conf, int | float) or not 0 <= conf <= 1:
         raise ValueError(f"conf={conf!r} must be a score threshold from 0 to 1, such as conf=0.25")
-    made: list[DiagnosingValidator] = []
-
-    def validator(**kwargs: Any) -> DiagnosingValidator:
-        made.append(DiagnosingValidator(**kwargs))
-        return made[-1]
-
+    validator, made = listed(DiagnosingValidator)
     try:
         model.val(validator, **{"name": "diagnose", **arguments, "conf": LOWEST_CONFIDENCE, "plots": False})
     except ValueError:

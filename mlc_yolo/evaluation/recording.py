@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from mlc_yolo.metrics import divergence
 from mlc_yolo.metrics.records import Records
 
 Float32Array = NDArray[np.float32]
+V = TypeVar("V", bound="RecordingValidator")
 
 
 class RecordingValidator(MLCValidator):
@@ -72,24 +73,55 @@ class RecordingValidator(MLCValidator):
         return metrics
 
 
-def record(model: Any, **arguments: Any) -> Records:
+def listed(validator: type[V]) -> tuple[type[V], list[V]]:
+    """Make the validators of a class known to whoever hands it to `MLCYOLO.val`, which returns metrics only.
+
+    Args:
+        validator: a class of validators.
+
+    Returns:
+        A class that does the same, and the list of its validators, in the order in which they are made.
+    """
+    made: list[V] = []
+
+    class Listed(validator):  # type: ignore[valid-type, misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(self)
+
+    return Listed, made
+
+
+def refuse_other_tasks(model: Any) -> None:
+    """Refuse an `MLCYOLO` that finds no boxes.
+
+    Raises:
+        ValueError: a model of another task.
+    """
+    if model.task != "detect":
+        raise ValueError(
+            f"what is judged are the boxes of detection models, and '{model.model_name}' is a {model.task} model"
+        )
+
+
+def record(model: Any, validator: type[RecordingValidator] = RecordingValidator, **arguments: Any) -> Records:
     """Validate a model and keep what it saw, down to the confidence AP is measured at.
 
     Args:
         model: an `MLCYOLO`.
+        validator: class of what validates.
         **arguments: of `MLCYOLO.val`, or of the training it comes from, most of which do nothing here.
 
     Returns:
         The records.
+
+    Raises:
+        ValueError: a model of another task.
     """
-    made: list[RecordingValidator] = []
-
-    def validator(**kwargs: Any) -> RecordingValidator:
-        made.append(RecordingValidator(**kwargs))
-        return made[-1]
-
+    refuse_other_tasks(model)
+    chosen, made = listed(validator)
     kept = {name: value for name, value in arguments.items() if name not in {"pretrained", "rect"}}
-    model.val(validator, **{**kept, "conf": LOWEST_CONFIDENCE, "plots": False, "coco_eval": False})
+    model.val(chosen, **{**kept, "conf": LOWEST_CONFIDENCE, "plots": False, "coco_eval": False})
     records = made[0].records
     assert records is not None
     return records

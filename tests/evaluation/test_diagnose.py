@@ -76,6 +76,8 @@ def test_without_rescoring_is_what_a_validation_with_rescore_false_sees(
     assert plain is not None
     assert len(plain.scores) == len(expected.scores)
     np.testing.assert_allclose(np.sort(plain.scores), np.sort(expected.scores), rtol=0, atol=1e-5)
+    asked = _run(MLCYOLO(path), tiny_data, run_dir, rescore=False).seen.records
+    np.testing.assert_array_equal(asked.scores, expected.scores)
 
 
 def test_ported_detectors_and_stock_heads_are_diagnosed_without_a_channel(tiny_data: Path, run_dir: Path) -> None:
