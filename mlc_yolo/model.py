@@ -135,8 +135,8 @@ class MLCYOLO(OpenedYOLO):
         data: Any = asked.get("data")
         several = isinstance(data, list | tuple)
         if isinstance(self.model, DetectorModel) and self.model.kind == "rpn" and not asked.get("single_cls"):
-            refuse_classes([resolve_data(each) for each in (data if several else [data])])
-        return [resolve_data(each, split=asked.get("split")) for each in data] if several else data
+            refuse_classes([resolve_data(source) for source in (data if several else [data])])
+        return [resolve_data(source, split=asked.get("split")) for source in data] if several else data
 
     def _learns_without_labels(self, asked: dict[str, Any]) -> bool:
         """Whether a training needs `SemiTrainer`: it, or the run that it goes on with, takes images without labels."""
@@ -165,8 +165,8 @@ class MLCYOLO(OpenedYOLO):
         chosen = validator or self._smart_load("validator")
         if isinstance(chosen, type) and issubclass(chosen, MLCValidator):  # it resolves data, and takes our options
             chosen = partial(chosen, arguments=arguments)
-        elif arguments.given - {"trust"}:
-            names = ", ".join(sorted(arguments.given - {"trust"}))
+        elif arguments.explicit - {"trust"}:
+            names = ", ".join(sorted(arguments.explicit - {"trust"}))
             raise ValueError(
                 f"{names}: for a validator derived from MLCValidator, got {getattr(chosen, '__name__', chosen)}"
             )
@@ -284,7 +284,9 @@ class MLCYOLO(OpenedYOLO):
         options.warmup_epochs(arguments.ours["assigner_warmup"], arguments.ours["assigner"], epochs)
         data = asked.get("data")
         # Of several, a setting is judged by all of them.
-        asked["data"] = [resolve_data(each) for each in data] if isinstance(data, list | tuple) else resolve_data(data)
+        asked["data"] = (
+            [resolve_data(source) for source in data] if isinstance(data, list | tuple) else resolve_data(data)
+        )
         if "optimizer" not in (asked.get("space") or {}):
             asked.setdefault("optimizer", "AdamW")
         run = {**self.overrides, **asked, "mode": "train"}
@@ -298,13 +300,13 @@ class MLCYOLO(OpenedYOLO):
             TypeError: a value of the wrong type.
         """
         arguments = Arguments.of(kwargs, trust=self.trust)
-        if self.task != "detect" and (named := [name for name in kwargs if name in arguments.given]):
+        if self.task != "detect" and (named := [name for name in kwargs if name in arguments.explicit]):
             raise ValueError(
                 f"{', '.join(named)}: for detection models; '{self.overrides.get('model')}' is a {self.task} model. "
                 "Leave out what is named, or take a detection model"
             )
         if self.task != "detect":
-            return replace(arguments, given=frozenset())
+            return replace(arguments, explicit=frozenset())
         return arguments.for_model(self._kind()) if isinstance(self.model, torch.nn.Module) else arguments
 
     def _prepared(self, kwargs: dict[str, Any]) -> Arguments:
@@ -314,7 +316,7 @@ class MLCYOLO(OpenedYOLO):
             known, dict(kwargs), allowed_custom_keys={"augmentations", "save_dir", "prompts", "persist"}
         )
         arguments = self._arguments(kwargs)
-        chosen: dict[str, Any] = {n: arguments.ours[n] for n in ("rescore", "nms_by") if n in arguments.given}
+        chosen: dict[str, Any] = {n: arguments.ours[n] for n in ("rescore", "nms_by") if n in arguments.explicit}
         if not isinstance(self.model, torch.nn.Module):
             if "rescore" in chosen:
                 raise ValueError("rescore is fixed in an exported model: export again with rescore=False")

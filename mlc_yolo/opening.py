@@ -180,7 +180,7 @@ class OpenedYOLO(YOLO):
 
 def _near(path: Path) -> str:
     """Name models like one that is not there: of ours, of Ultralytics and of files beside it."""
-    beside = [each.name for each in path.parent.glob("*") if each.suffix in {".pt", ".yaml", ".onnx", ".safetensors"}]
+    beside = [file.name for file in path.parent.glob("*") if file.suffix in {".pt", ".yaml", ".onnx", ".safetensors"}]
     return did_you_mean(path.name, [*beside, *bundled(), *GITHUB_ASSETS_NAMES], most=3, cutoff=0.75)
 
 

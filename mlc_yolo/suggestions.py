@@ -24,5 +24,5 @@ def did_you_mean(word: object, known: Iterable[object], *, most: int = 1, cutoff
         >>> did_you_mean("zzz", ["tal", "mlc"])
         ''
     """
-    near = get_close_matches(str(word), [str(each) for each in known], n=most, cutoff=cutoff)
+    near = get_close_matches(str(word), [str(name) for name in known], n=most, cutoff=cutoff)
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""

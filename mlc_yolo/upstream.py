@@ -138,10 +138,10 @@ LOWEST, NEWEST, BELOW = "8.4.170", "8.4.190", "8.5"
 @cache
 def warn_if_untested() -> None:
     """Say, once, that the installed Ultralytics is not one that the tests are run with, nor between two of them."""
-    found = ultralytics.__version__
-    if not parse_version(LOWEST) <= parse_version(found) <= parse_version(NEWEST):
+    installed = ultralytics.__version__
+    if not parse_version(LOWEST) <= parse_version(installed) <= parse_version(NEWEST):
         LOGGER.warning(
-            f"Ultralytics {found} is installed; mlc-yolo {__version__} was tested with {LOWEST} to {NEWEST}. "
+            f"Ultralytics {installed} is installed; mlc-yolo {__version__} was tested with {LOWEST} to {NEWEST}. "
             f"If something fails: pip install ultralytics=={NEWEST}"
         )
 

@@ -58,32 +58,32 @@ class StandIn(type):
 
     accepts: Callable[..., bool] | None
 
-    def __call__(cls, *given: Any) -> Any:
+    def __call__(cls, *values: Any) -> Any:
         """Make an object as a call does; of modules none is made so."""
         if cls.accepts is None:
-            raise _refused_call(cls, given)
-        return type.__call__(cls, *given)
+            raise _refused_call(cls, values)
+        return type.__call__(cls, *values)
 
 
 class Held(metaclass=StandIn):
     """An object of the checkpoint while it is looked at.
 
     Attributes:
-        given: what it was made with; of modules, which are made with nothing, it is not kept.
+        values: what it was made with; modules, which are made with nothing, keep none.
         state: what it was filled in with.
     """
 
     accepts = None
-    given: tuple[Any, ...] = ()
+    values: tuple[Any, ...] = ()
     state: Any = None
 
-    def __new__(cls, *given: Any) -> Held:
+    def __new__(cls, *values: Any) -> Held:
         """Make an object, which pickle does with a call or without."""
-        if cls.accepts is not None and not cls.accepts(*given):
-            raise _refused_call(cls, given)
+        if cls.accepts is not None and not cls.accepts(*values):
+            raise _refused_call(cls, values)
         held = super().__new__(cls)
         if cls.accepts is not None:
-            held.given = given
+            held.values = values
         return held
 
     def __setstate__(self, state: Any) -> None:
@@ -96,8 +96,8 @@ class Held(metaclass=StandIn):
         self.state = state
 
 
-def _refused_call(kind: StandIn, given: tuple[Any, ...]) -> Refused:
-    shown = ", ".join(repr(value) if isinstance(value, str | int) else type(value).__name__ for value in given)
+def _refused_call(kind: StandIn, values: tuple[Any, ...]) -> Refused:
+    shown = ", ".join(repr(value) if isinstance(value, str | int) else type(value).__name__ for value in values)
     return Refused(f"a call of {kind.__name__}({shown[:80]})")
 
 

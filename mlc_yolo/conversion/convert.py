@@ -107,9 +107,9 @@ def convert(
     target = Path(output).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"output={output} exists and is not an empty folder; nothing is written over.")
-    sources = [Path(each).expanduser() for each in _listed(source)]
-    folders = [Path(each).expanduser() for each in _listed(images)]
-    splits = [str(each) for each in _listed(split)]
+    sources = [Path(entry).expanduser() for entry in _listed(source)]
+    folders = [Path(entry).expanduser() for entry in _listed(images)]
+    splits = [str(entry) for entry in _listed(split)]
     _check_splits(splits)
     if missing := [str(path) for path in (*sources, *folders) if not path.exists()]:
         raise ValueError(f"{', '.join(missing)} does not exist.")
@@ -146,14 +146,14 @@ def convert(
     return report
 
 
-def _listed(given: Any) -> list[Any]:
-    if given is None or given == "":
+def _listed(value: Any) -> list[Any]:
+    if value is None or value == "":
         return []
-    if not isinstance(given, (str, Path)):
-        return list(given)
-    if isinstance(given, Path) or Path(given).exists():
-        return [given]
-    return [part.strip() for part in given.split(",") if part.strip()]
+    if not isinstance(value, (str, Path)):
+        return list(value)
+    if isinstance(value, Path) or Path(value).exists():
+        return [value]
+    return [part.strip() for part in value.split(",") if part.strip()]
 
 
 def _check_splits(splits: list[str]) -> None:

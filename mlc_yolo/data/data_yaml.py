@@ -31,10 +31,10 @@ def check_settings(settings: Mapping[str, Any], source: Path, *, split: str = "v
         ValueError: names the file, the key and what is wrong with it.
     """
     for key in (*SPLITS, "validation"):
-        given = settings.get(key)
-        several = given if isinstance(given, list) else [given] if given is not None else []
-        if not all(isinstance(each, str) and "\0" not in each for each in several):
-            raise ValueError(f"{source}: '{key}' must be a path, or a list of paths; got {_short(given)}.")
+        entry = settings.get(key)
+        several = entry if isinstance(entry, list) else [entry] if entry is not None else []
+        if not all(isinstance(path, str) and "\0" not in path for path in several):
+            raise ValueError(f"{source}: '{key}' must be a path, or a list of paths; got {_short(entry)}.")
     _check_names(settings.get("names"), source)
     if "nc" in settings and not 1 <= _whole(settings["nc"]) <= MOST_CLASSES:
         raise ValueError(
@@ -100,14 +100,14 @@ def image_paths(settings: Mapping[str, Any], source: Path, split: str) -> list[s
     root = settings.get("path") or str(source.parent)
     if not os.path.exists(root) and not os.path.isabs(root):
         root = os.path.join(DATASETS_DIR, root)
-    given = settings.get(split) or []
+    entry = settings.get(split) or []
     if split == "val" and "val" not in settings:
-        given = settings.get("validation") or []
+        entry = settings.get("validation") or []
     paths = []
-    for each in given if isinstance(given, list) else [given]:
-        path = os.path.join(root, str(each))
-        if isinstance(given, str) and each.startswith("../") and not os.path.exists(path):
-            path = os.path.join(root, each[3:])
+    for listed in entry if isinstance(entry, list) else [entry]:
+        path = os.path.join(root, str(listed))
+        if isinstance(entry, str) and listed.startswith("../") and not os.path.exists(path):
+            path = os.path.join(root, listed[3:])
         paths.append(path)
     return paths
 

@@ -111,9 +111,9 @@ def difficult_rows(flags: ImageFlags | None, rows: NDArray[Any], tolerance: floa
 
 def _folders(data: Path, split: str) -> list[Path]:
     settings = YAML.load(data)
-    given = settings.get(split) or []
+    entry = settings.get(split) or []
     root = data.parent / str(settings.get("path") or "")
-    return [(root / str(folder)).resolve() for folder in (given if isinstance(given, list) else [given])]
+    return [(root / str(folder)).resolve() for folder in (entry if isinstance(entry, list) else [entry])]
 
 
 def _read(file: Path) -> dict[str, ImageFlags]:

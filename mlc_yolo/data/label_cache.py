@@ -145,9 +145,9 @@ def check_label_caches(source: str | Path | Sequence[str | Path], folders: Seque
     Raises:
         ValueError: names the cache and what it holds; or a folder holds a link that leads back to it.
     """
-    for each in [source] if isinstance(source, str | Path) else source:
+    for place in [source] if isinstance(source, str | Path) else source:
         try:
-            images = named_images(each)
+            images = named_images(place)
         except OSError:  # Ultralytics will say so
             continue
         # By the names as they are: what ".." means behind a link, only the file system knows.

@@ -160,24 +160,24 @@ def draw(classes: Sequence[Counter[int]], count: int, generator: random.Random) 
     return sorted(drawn)
 
 
-def _percents(given: Percents) -> list[float]:
-    parts = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
+def _percents(value: Percents) -> list[float]:
+    parts = value.split(",") if isinstance(value, str) else value if isinstance(value, Sequence) else [value]
     try:
         percents = [float(f"{float(part):g}") for part in parts]  # as file names have them
     except (TypeError, ValueError):
         percents = []
-    if not percents or isinstance(given, bool) or not all(0 < share < 100 for share in percents):  # NaN is not either
-        raise ValueError(f"percent takes numbers between 0 and 100, such as 1,2,5,10; got {given!r}.")
+    if not percents or isinstance(value, bool) or not all(0 < share < 100 for share in percents):  # NaN is not either
+        raise ValueError(f"percent takes numbers between 0 and 100, such as 1,2,5,10; got {value!r}.")
     return list(dict.fromkeys(percents))
 
 
-def _whole(name: str, given: Any) -> int:
+def _whole(name: str, value: Any) -> int:
     try:
-        number = float(given)
+        number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(given, bool) or not number.is_integer():
-        raise ValueError(f"{name} must be a whole number, got {given!r}.")
+    if isinstance(value, bool) or not number.is_integer():
+        raise ValueError(f"{name} must be a whole number, got {value!r}.")
     return int(number)
 
 

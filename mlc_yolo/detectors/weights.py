@@ -134,34 +134,34 @@ def _load_backbone(model: DetectorModel, state: Mapping[str, Tensor], source: An
     body: Any = model.get_submodule("model.0.body")
     wanted = body.state_dict()
     classifier = ("fc.", "classifier.")
-    given = {name.removeprefix("features."): v for name, v in state.items() if not name.startswith(classifier)}
-    _refuse_misfits(wanted, given, f"pretrained={source} does not fit backbone={model.yaml['backbone']}")
-    body.load_state_dict(given, strict=False)
+    tensors = {name.removeprefix("features."): v for name, v in state.items() if not name.startswith(classifier)}
+    _refuse_misfits(wanted, tensors, f"pretrained={source} does not fit backbone={model.yaml['backbone']}")
+    body.load_state_dict(tensors, strict=False)
     if verbose:
         LOGGER.info(f"Backbone from {source}: {len(wanted)} tensors, norm {model.yaml['norm']}, frozen {model.frozen}")
 
 
 def _load_detector(model: DetectorModel, state: Mapping[str, Tensor], source: Any, verbose: bool) -> None:
-    given = {}
+    tensors = {}
     for name, value in state.items():
         prefix = next((p for p in _PREFIXES if name.startswith(p)), None)
         if prefix is not None:
-            given[_PREFIXES[prefix] + name.removeprefix(prefix)] = value
+            tensors[_PREFIXES[prefix] + name.removeprefix(prefix)] = value
     wanted = model.state_dict()
     ours: tuple[str, ...] = ("cv_iou", "model.0.mean", "model.0.std")
     unused = "bbox_ctrness" if model.yaml["quality"] != "centerness" else None
-    given = {name: value for name, value in given.items() if unused is None or unused not in name}
-    for name in [n for n in given if ".cls_logits." in n and n in wanted and wanted[n].shape != given[n].shape]:
+    tensors = {name: value for name, value in tensors.items() if unused is None or unused not in name}
+    for name in [n for n in tensors if ".cls_logits." in n and n in wanted and wanted[n].shape != tensors[n].shape]:
         if verbose:
-            LOGGER.info(f"{name} starts fresh: {len(given[name])} outputs there, {len(wanted[name])} here")
-        ours, given = (*ours, name), {n: v for n, v in given.items() if n != name}
+            LOGGER.info(f"{name} starts fresh: {len(tensors[name])} outputs there, {len(wanted[name])} here")
+        ours, tensors = (*ours, name), {n: v for n, v in tensors.items() if n != name}
     required = {name: value for name, value in wanted.items() if not any(part in name for part in ours)}
-    _refuse_misfits(required, given, f"pretrained={source} does not fit model {model.yaml['detector']}")
-    model.load_state_dict(given, strict=False)
+    _refuse_misfits(required, tensors, f"pretrained={source} does not fit model {model.yaml['detector']}")
+    model.load_state_dict(tensors, strict=False)
     if verbose:
         eps = model.yaml["norm_eps"]
         LOGGER.info(
-            f"{len(given)} tensors from {source}; the model follows torchvision's conventions, "
+            f"{len(tensors)} tensors from {source}; the model follows torchvision's conventions, "
             f"quality {model.yaml['quality']}, norm_eps {1e-5 if eps is None else eps:g}"
         )
 
@@ -176,12 +176,12 @@ def _todays_tower(name: str) -> str:
     return re.sub(r"(_head\.conv)\.(\d)\.(weight|bias)$", lambda m: f"{m[1]}.{int(m[2]) // 2}.0.{m[3]}", name)
 
 
-def _refuse_misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor], complaint: str) -> None:
+def _refuse_misfits(wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor], complaint: str) -> None:
     """Compare names and shapes; counters of normalisation batches may be on either side."""
     names = {name for name in wanted if not name.endswith("num_batches_tracked")}
-    extra = {name for name in given if not name.endswith("num_batches_tracked")} - names
-    wrong = [name for name in names if name in given and wanted[name].shape != given[name].shape]
-    missing = names - set(given)
+    extra = {name for name in tensors if not name.endswith("num_batches_tracked")} - names
+    wrong = [name for name in names if name in tensors and wanted[name].shape != tensors[name].shape]
+    missing = names - set(tensors)
     for what, misfits in (("missing", missing), ("not of this model", extra), ("of another shape", wrong)):
         if misfits:
             listed = ", ".join(sorted(misfits)[:3])

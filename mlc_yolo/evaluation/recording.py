@@ -51,18 +51,18 @@ class RecordingValidator(MLCValidator):
         """Return the metrics as upstream does; keep the boxes first, which upstream drops here."""
         stats = self.metrics.stats
         order = self.image_order()
-        objects, found, samples = (
+        objects, detections, samples = (
             [stats[name][i] for i in order] for name in ("coco_objects", "coco_detections", "score_iou")
         )
         gt_boxes, (gt_labels,) = columns(objects, 1)
-        boxes, (scores, labels) = columns(found, 2)
+        boxes, (scores, labels) = columns(detections, 2)
         self.records = Records(
             images=[self._images[i] for i in order],
             sizes=np.array([self._sizes[i] for i in order], dtype=np.int64).reshape(-1, 2),
             gt_image=image_index(objects),
             gt_boxes=gt_boxes,
             gt_labels=gt_labels.astype(np.int64),
-            image=image_index(found),
+            image=image_index(detections),
             boxes=boxes,
             scores=scores,
             labels=labels.astype(np.int64),

@@ -76,8 +76,8 @@ def draw_assignments(
     kind, own = (net.kind, net.head.own_assigner) if isinstance(net, DetectorModel) else (None, None)
     ours = arguments.for_model(kind).ours
     pair = [
-        (each, build_assigner(each, ours, own=own)) if isinstance(each, str) else (type(each).__name__, each)
-        for each in assigner_pair(assigner, own=ours["assigner"])
+        (choice, build_assigner(choice, ours, own=own)) if isinstance(choice, str) else (type(choice).__name__, choice)
+        for choice in assigner_pair(assigner, own=ours["assigner"])
     ]
     split = open_split(model, data, arguments.stock, resize=ours["resize"])
     chosen = split.with_objects(count)
@@ -110,11 +110,11 @@ def draw_assignments(
     return paths
 
 
-def assigner_pair(given: str | Assigner | Iterable[str | Assigner], *, own: str = "tal") -> list[str | Assigner]:
+def assigner_pair(asked: str | Assigner | Iterable[str | Assigner], *, own: str = "tal") -> list[str | Assigner]:
     """Settle which two assigners are compared.
 
     Args:
-        given: as `draw_assignments` takes them.
+        asked: as `draw_assignments` takes them.
         own: name of the model's own assigner.
 
     Returns:
@@ -127,14 +127,16 @@ def assigner_pair(given: str | Assigner | Iterable[str | Assigner], *, own: str 
         >>> assigner_pair("mg")
         ['tal', 'mutual_guidance']
     """
-    if isinstance(given, str):
-        given = [name.strip(" '\"") for name in given.strip("[]() ").split(",")]
-    chosen: list[str | Assigner] = [given] if callable(given) else list(given)
-    chosen = [options.check({"assigner": each})["assigner"] if isinstance(each, str) else each for each in chosen]
+    if isinstance(asked, str):
+        asked = [name.strip(" '\"") for name in asked.strip("[]() ").split(",")]
+    chosen: list[str | Assigner] = [asked] if callable(asked) else list(asked)
+    chosen = [
+        options.check({"assigner": choice})["assigner"] if isinstance(choice, str) else choice for choice in chosen
+    ]
     if len(chosen) == 1:
         chosen = [own, *chosen]
     if len(chosen) != 2 or chosen[0] == chosen[1]:
-        named = ",".join(each if isinstance(each, str) else type(each).__name__ for each in chosen)
+        named = ",".join(choice if isinstance(choice, str) else type(choice).__name__ for choice in chosen)
         raise ValueError(f"assigner={named}: expected two different assigners to compare, such as assigner=tal,mlc")
     return chosen
 

@@ -53,13 +53,13 @@ def coco_evaluate(
         )
     truth = [_annotation(i, box, label) for i, rows in enumerate(objects) for *box, label in _by_size(rows)]
     # Rounded as Ultralytics rounds predictions.json, so that a file written by save_json=True gives the same numbers.
-    found = [
+    detected = [
         _annotation(i, [round(v, 3) for v in box], label, score=round(score, 5))
         for i, rows in enumerate(detections)
         for *box, score, label in _by_size(rows)
     ]
     data_set, judging = _implementation()
-    indexed = (_index(data_set(), rows, len(objects), num_classes) for rows in (truth, found))
+    indexed = (_index(data_set(), rows, len(objects), num_classes) for rows in (truth, detected))
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         judge = judging(*indexed, iouType="bbox")
         judge.evaluate()

@@ -81,7 +81,7 @@ def coverage(errors: NDArray[np.floating], sigmas: NDArray[np.floating], areas: 
         len(ratios),
         _share(within),
         np.array([_share(within[:, side]) for side in range(4)]),
-        np.array([_share(within[size == each]) for each in range(3)]),
+        np.array([_share(within[size == group]) for group in range(3)]),
         float(np.quantile(ratios, WITHIN_ONE)) if len(ratios) else float("nan"),
     )
 

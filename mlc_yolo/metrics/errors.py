@@ -96,8 +96,8 @@ def judge(records: Records) -> list[ImageErrors]:
     """
     best = best_detections(records.scores, len(records.gt_labels))
     count = len(records.images)
-    found, truth = rows_by_image(records.image[best], count), rows_by_image(records.gt_image, count)
-    return [_judge_image(records, best[rows], objects) for rows, objects in zip(found, truth, strict=True)]
+    detections, truth = rows_by_image(records.image[best], count), rows_by_image(records.gt_image, count)
+    return [_judge_image(records, best[rows], objects) for rows, objects in zip(detections, truth, strict=True)]
 
 
 def count_kinds(judged: list[ImageErrors]) -> dict[Kind, int]:

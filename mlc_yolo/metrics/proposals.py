@@ -57,7 +57,7 @@ def average_recall(
         raise ValueError(
             f"Expected one array per image in both, got {len(detections)} of detections and {len(objects)} of objects."
         )
-    takers = [_takers(found, truth, max(limits)) for found, truth in zip(detections, objects, strict=True)]
+    takers = [_takers(boxes, truth, max(limits)) for boxes, truth in zip(detections, objects, strict=True)]
     ranks = np.concatenate([np.empty((len(_THRESHOLDS), 0), dtype=np.int64), *takers], axis=1)
     return {f"AR@{limit}": float((ranks < limit).mean()) if ranks.size else float("nan") for limit in limits}
 

@@ -128,11 +128,11 @@ def _best_objects(
     Where no object of its class overlaps it the IoU is 0 and the index means nothing.
     """
     best, overlap, before = [np.empty(0, dtype=np.int64)], [np.empty(0)], 0
-    for found, truth in zip(detections, objects, strict=True):
-        index, value = np.zeros(len(found), dtype=np.int64), np.zeros(len(found))
-        if len(found) and len(truth):
-            iou = np.asarray(mask.iou(xywh(found), xywh(truth), [0] * len(truth)))
-            iou[found[:, 5, None] != truth[:, 4]] = 0
+    for boxes, truth in zip(detections, objects, strict=True):
+        index, value = np.zeros(len(boxes), dtype=np.int64), np.zeros(len(boxes))
+        if len(boxes) and len(truth):
+            iou = np.asarray(mask.iou(xywh(boxes), xywh(truth), [0] * len(truth)))
+            iou[boxes[:, 5, None] != truth[:, 4]] = 0
             index, value = iou.argmax(1), iou.max(1)
         best.append(before + index)
         overlap.append(value)

@@ -142,11 +142,11 @@ def _match(records: Records) -> _Matched:
     outside = ~_inside(objects)
     counted = np.repeat(_inside(boxes).T[:, :, None], len(THRESHOLDS), axis=2)  # of those not matched
     true = np.zeros_like(counted)
-    for found, there in _groups(image[order] * len(records.names) + label[order], records):
-        ious = np.asarray(mask.iou(boxes[found], objects[there], np.zeros(len(there))))
+    for ours, there in _groups(image[order] * len(records.names) + label[order], records):
+        ious = np.asarray(mask.iou(boxes[ours], objects[there], np.zeros(len(there))))
         near = ious.max(1) >= THRESHOLDS[0]
         free = np.ones((len(_AREAS), len(THRESHOLDS), len(there)), dtype=bool)
-        for i, iou in zip(found[near], ious[near], strict=True):
+        for i, iou in zip(ours[near], ious[near], strict=True):
             _take(free, iou, outside[:, there], true[i], counted[i])
     by_class = np.lexsort((image[order], -score[order], label[order]))
     return _Matched(order[by_class], true[by_class], counted[by_class])

@@ -26,12 +26,12 @@ class Arguments:
     Attributes:
         ours: every option of `cfg/mlc.yaml` -> its value, the default where it was not given.
         stock: Ultralytics' arguments that were given, by name; unknown names too, which upstream refuses.
-        given: names in `ours` that were given.
+        explicit: names in `ours` that the caller set, as opposed to defaults.
     """
 
     ours: Mapping[str, Any]
     stock: Mapping[str, Any]
-    given: frozenset[str] = frozenset()
+    explicit: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any] | SimpleNamespace | None, *, trust: bool = False) -> Arguments:
@@ -70,7 +70,7 @@ class Arguments:
 
     def flat(self) -> dict[str, Any]:
         """Return what was given in one dict, as upstream hands arguments on."""
-        return {**self.stock, **{name: self.ours[name] for name in self.given}}
+        return {**self.stock, **{name: self.ours[name] for name in self.explicit}}
 
 
 def stock_only(arguments: Mapping[str, Any] | SimpleNamespace | None) -> dict[str, Any]:

@@ -187,9 +187,9 @@ def _checked_paths(name: str, value: Any) -> str | list[str]:
     if isinstance(value, str) and "," in value and not Path(value).exists():
         value = [part.strip() for part in value.split(",")]
     several = value if isinstance(value, list | tuple) else [value]
-    if not several or not all(isinstance(each, str | PathLike) and str(each) for each in several):
+    if not several or not all(isinstance(path, str | PathLike) and str(path) for path in several):
         raise TypeError(f"{name}={value!r} must be a path, or a list of paths")
-    paths = [str(each) for each in several]
+    paths = [str(path) for path in several]
     return paths if isinstance(value, list | tuple) else paths[0]
 
 

@@ -43,7 +43,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "compile": (lambda v: isinstance(v, bool) or v in COMPILE, f"True, False or one of {', '.join(COMPILE)}"),
     "classes": (lambda v: _is_whole(v) or _is_several(v, _is_whole), "class numbers, such as classes=[0,2]"),
     "freeze": (
-        lambda v: _is_whole(v) or _is_several(v, lambda each: _is_whole(each) or isinstance(each, str)),
+        lambda v: _is_whole(v) or _is_several(v, lambda entry: _is_whole(entry) or isinstance(entry, str)),
         "a number of layers, or a list of layers such as freeze=[0,1]",
     ),
     "pretrained": (lambda v: isinstance(v, bool | nn.Module) or _is_path(v), "True, False or a checkpoint"),

@@ -82,23 +82,23 @@ def guidance_figure(images: Sequence[GuidedImage], *, source: str = "") -> Figur
     """
     if not images:
         raise ValueError("expected at least one image to draw")
-    figure, panels = rows_of_panels([each.view for each in images], columns=len(COLUMNS), side=PANEL, head=1.15)
+    figure, panels = rows_of_panels([guided.view for guided in images], columns=len(COLUMNS), side=PANEL, head=1.15)
     headline(figure, "Who is positive: by the prior's IoU, or by what the other task predicts", source)
     for axes, title in zip(panels[0], COLUMNS.values(), strict=True):
         axes.annotate(title, (0, 1), (0, 18), xycoords="axes fraction", textcoords="offset points", fontsize=10.5)
-    for row, each in zip(panels, images, strict=True):
+    for row, guided in zip(panels, images, strict=True):
         for axes, column in zip(row, COLUMNS, strict=True):
-            show_image(axes, each.image, each.view)
-            _draw_priors(axes, each, column)
-            draw_objects(axes, each.gt_boxes)
-        row[0].set_ylabel(each.source, fontsize=8, color=GREY)
+            show_image(axes, guided.image, guided.view)
+            _draw_priors(axes, guided, column)
+            draw_objects(axes, guided.gt_boxes)
+        row[0].set_ylabel(guided.source, fontsize=8, color=GREY)
     handles = [_sample(meaning, **style) for style, meaning in GROUPS.values()]
     legend(figure, [*handles, _sample("object", edgecolor=GREY, linewidth=1.6, linestyle="--")])
     return figure
 
 
-def _draw_priors(axes: Axes, each: GuidedImage, column: str) -> None:
-    static, now = each.static, {"static": each.static, "l2c": each.l2c, "c2l": each.c2l}[column]
+def _draw_priors(axes: Axes, guided: GuidedImage, column: str) -> None:
+    static, now = guided.static, {"static": guided.static, "l2c": guided.l2c, "c2l": guided.c2l}[column]
     groups = {"kept": now & static, "lost": static & ~now}
     groups |= {column: now & ~static} if column != "static" else {}
     said = f"{int(now.sum())} positive"
@@ -109,7 +109,7 @@ def _draw_priors(axes: Axes, each: GuidedImage, column: str) -> None:
         index = groups.get(group, static.new_zeros(0)).nonzero().squeeze(1).cpu().numpy()
         shown = index[np.linspace(0, len(index) - 1, MOST).round().astype(int)] if len(index) > MOST else index
         total, drawn = total + len(index), drawn + len(shown)
-        boxes = each.prior_boxes[shown].cpu().tolist()
+        boxes = guided.prior_boxes[shown].cpu().tolist()
         axes.add_collection(
             PatchCollection([rectangle(box) for box in boxes], facecolors="none", zorder=order, gid=group, **style)
         )

@@ -59,7 +59,9 @@ class Interval:
     pairs: Sequence[float]
 
 
-def line_chart(x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, told: str, zero: bool = False) -> Markup:
+def line_chart(
+    x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, description: str, zero: bool = False
+) -> Markup:
     """Draw lines over common x.
 
     Args:
@@ -67,7 +69,7 @@ def line_chart(x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, t
         lines: of N values each.
         x_label: what x is.
         y_label: what y is.
-        told: what a reader who does not see the chart should know of it.
+        description: what a reader who does not see the chart should know of it.
         zero: whether y = 0 is a line of its own, as in differences.
     """
     values = [v for line in lines for v in (line.y, line.low, line.high) if v is not None]
@@ -89,32 +91,32 @@ def line_chart(x: Array, lines: Sequence[Line], *, x_label: str, y_label: str, t
         if np.isfinite(line.y).sum() == 1:
             at = int(np.flatnonzero(np.isfinite(line.y))[0])
             parts.append(frame.dot(x[at], line.y[at], class_=f"dot s{line.colour}"))
-    return svg(HEIGHT, told, parts)
+    return svg(HEIGHT, description, parts)
 
 
-def interval_chart(intervals: Sequence[Interval], *, x_label: str, told: str) -> Markup:
+def interval_chart(intervals: Sequence[Interval], *, x_label: str, description: str) -> Markup:
     """Draw differences with their intervals, one row each, around a line at zero."""
     row = 34
     height = TOP + row * len(intervals) + BOTTOM
-    values = [v for each in intervals for v in (each.mean, each.low, each.high, *each.pairs)]
+    values = [v for interval in intervals for v in (interval.mean, interval.low, interval.high, *interval.pairs)]
     frame = Frame(limits(np.array(values), zero=True), (0, len(intervals)), height=height, left=RIGHT)
     parts = [frame.axes(x_label, ""), frame.line([0, 0], [0, len(intervals)], class_="zero")]
-    for i, each in enumerate(intervals):
+    for i, interval in enumerate(intervals):
         middle = len(intervals) - i - 0.68
-        parts.append(tag("text", each.name, x=frame.left, y=short(frame.to_y(middle) - 10), class_="name"))
-        parts.append(frame.line([each.low, each.high], [middle, middle], class_=f"interval s{each.colour}"))
-        parts += [frame.dot(value, middle, class_="pair", r=2.5) for value in each.pairs if len(each.pairs) > 1]
-        parts.append(frame.dot(each.mean, middle, class_=f"dot s{each.colour}", r=5))
-    return svg(height, told, parts)
+        parts.append(tag("text", interval.name, x=frame.left, y=short(frame.to_y(middle) - 10), class_="name"))
+        parts.append(frame.line([interval.low, interval.high], [middle, middle], class_=f"interval s{interval.colour}"))
+        parts += [frame.dot(value, middle, class_="pair", r=2.5) for value in interval.pairs if len(interval.pairs) > 1]
+        parts.append(frame.dot(interval.mean, middle, class_=f"dot s{interval.colour}", r=5))
+    return svg(height, description, parts)
 
 
-def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
+def density_chart(scores: Array, ious: Array, *, description: str) -> Markup:
     """Draw the density of boxes over score and IoU, and the median IoU of a score.
 
     Args:
         scores: (N,) in [0, 1]; N may be 0.
         ious: (N,) in [0, 1].
-        told: what a reader who does not see the chart should know of it.
+        description: what a reader who does not see the chart should know of it.
     """
     frame = Frame((0, 1), (0, 1), height=WIDTH)
     edges = np.linspace(0, 1, CELLS + 1)
@@ -134,25 +136,23 @@ def density_chart(scores: Array, ious: Array, *, told: str) -> Markup:
     groups = [ious[(scores >= low) & (scores < high)] for low, high in pairwise(bins)]
     median = np.array([np.median(group) if len(group) >= MIN_BOXES else np.nan for group in groups])
     parts.append(frame.line((bins[1:] + bins[:-1]) / 2, median, class_="median"))
-    return svg(WIDTH, told, parts)
+    return svg(WIDTH, description, parts)
 
 
-def reliability_chart(found: Reliability, *, colour: int, told: str) -> Markup:
+def reliability_chart(bins: Reliability, *, colour: int, description: str) -> Markup:
     """Draw mean IoU against mean score by bins, the diagonal of honest scores, and how many boxes a bin holds."""
     frame = Frame((0, 1), (0, 1), height=250)
     strip, base = 44, 250 + 50
     parts = [frame.axes("score", "mean IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
-    for score, iou in zip(found.score, found.iou, strict=True):
+    for score, iou in zip(bins.score, bins.iou, strict=True):
         if np.isfinite(score):
             parts.append(frame.line([score, score], [score, iou], class_=f"gap s{colour}"))
-    known = np.isfinite(found.score)
-    parts.append(frame.line(found.score[known], found.iou[known], class_=f"line s{colour}"))
-    parts += [
-        frame.dot(x, y, class_=f"dot s{colour}") for x, y in zip(found.score[known], found.iou[known], strict=True)
-    ]
-    width = (WIDTH - frame.left - RIGHT) / len(found.count)
-    for i, count in enumerate(found.count.tolist()):
-        tall = strip * count / max(1, int(found.count.max())) * 0.7
+    known = np.isfinite(bins.score)
+    parts.append(frame.line(bins.score[known], bins.iou[known], class_=f"line s{colour}"))
+    parts += [frame.dot(x, y, class_=f"dot s{colour}") for x, y in zip(bins.score[known], bins.iou[known], strict=True)]
+    width = (WIDTH - frame.left - RIGHT) / len(bins.count)
+    for i, count in enumerate(bins.count.tolist()):
+        tall = strip * count / max(1, int(bins.count.max())) * 0.7
         x = frame.left + i * width
         parts.append(
             tag(
@@ -174,7 +174,7 @@ def reliability_chart(found: Reliability, *, colour: int, told: str) -> Markup:
             class_="label middle",
         )
     )
-    return svg(base + 18, told, parts)
+    return svg(base + 18, description, parts)
 
 
 @dataclass(frozen=True)
@@ -236,9 +236,9 @@ class Frame:
         return tag("circle", cx=short(self.to_x(x)), cy=short(self.to_y(y)), r=r, class_=class_)
 
 
-def svg(height: float, told: str, parts: Sequence[Markup]) -> Markup:
+def svg(height: float, description: str, parts: Sequence[Markup]) -> Markup:
     """Return a drawing of that height, with what a reader who does not see it should know."""
-    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {short(height)}", role="img", aria_label=told)
+    return tag("svg", *parts, viewBox=f"0 0 {WIDTH} {short(height)}", role="img", aria_label=description)
 
 
 def tag(name: str, *children: str, **attributes: Any) -> Markup:

@@ -49,7 +49,7 @@ def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -
     """Return the page as HTML; see `write_diagnosis`."""
     records = diagnosis.seen.records
     point = diagnosis.curve.at(diagnosis.confidence)
-    told = {
+    facts = {
         "Model": model,
         "Data": data,
         "Images": f"{len(records.images):,}",
@@ -62,7 +62,7 @@ def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -
     return fill(
         "diagnosis.html",
         title=f"Diagnosis of {model}" if model else "Diagnosis",
-        facts=[(label, value) for label, value in told.items() if value],
+        facts=[(label, value) for label, value in facts.items() if value],
         verdict=[sentence.partition(": ") for sentence in verdict(diagnosis)],
         ladder=_ladder(diagnosis),
         repairs=[_gain_row(gain, WORDS[repair]) for repair, gain in _by_gain(diagnosis)],
@@ -100,12 +100,12 @@ def _ladder(diagnosis: Diagnosis) -> dict[str, Any]:
         for repair, gain in _by_gain(diagnosis)
     ]
     said = "; ".join(f"{rung.name} {rung.ap - base:+.1f}" for rung in rungs)
-    told = f"AP {base:.1f} as it is. One repair at a time: {said}."
+    description = f"AP {base:.1f} as it is. One repair at a time: {said}."
     caption = (
         f"The line is the detector’s own AP, {base:.1f}. A bar goes from there to what one repair alone would make of "
         "it; its whisker is the 95 % interval."
     )
-    return {"svg": ladder_chart(base, rungs, told=told), "caption": caption}
+    return {"svg": ladder_chart(base, rungs, description=description), "caption": caption}
 
 
 def _gain_row(gain: Gain, words: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def _reliability(diagnosis: Diagnosis) -> list[dict[str, Any]]:
     for name, values, colour in drawn:
         if int(values.count.sum()):
             said = f"{name}: calibration error {values.error:.3f}, bias {values.bias:+.3f}"
-            charts.append({"svg": reliability_chart(values, colour=colour, told=said), "caption": said})
+            charts.append({"svg": reliability_chart(values, colour=colour, description=said), "caption": said})
     return charts
 
 

@@ -129,8 +129,8 @@ def _panel(run: Judged, i: int, name: str, photograph: str) -> Panel:
     """Return what one run found on image `i`."""
     records, image = run.records, run.images[i]
     height, width = (int(v) for v in records.sizes[i])
-    found = int((image.kind == Kind.CORRECT).sum())
-    wrong = len(image.kind) - found
+    correct = int((image.kind == Kind.CORRECT).sum())
+    wrong = len(image.kind) - correct
     boxes, captions = [], []
     for row, missed in zip(image.objects, image.missed, strict=True):
         box, kind = records.gt_boxes[row], "missed" if missed else "object"
@@ -155,11 +155,11 @@ def _panel(run: Judged, i: int, name: str, photograph: str) -> Panel:
         for kind in WORDS
         if (count := int(image.missed.sum()) if kind == Kind.MISSED else int((image.kind == kind).sum()))
     ]
-    told = f"{found} of {len(image.objects)} objects found"
-    if found:
-        told += f" with a mean IoU of {image.iou.sum() / found:.2f}"
-    caption = "; ".join([told, f"{wrong} false detection{'s' * (wrong != 1)}" if wrong else "no false detection"])
-    alt = f"{Path(records.images[i]).name} with the boxes of {name}: {', '.join([told, *errors])}."
+    summary = f"{correct} of {len(image.objects)} objects found"
+    if correct:
+        summary += f" with a mean IoU of {image.iou.sum() / correct:.2f}"
+    caption = "; ".join([summary, f"{wrong} false detection{'s' * (wrong != 1)}" if wrong else "no false detection"])
+    alt = f"{Path(records.images[i]).name} with the boxes of {name}: {', '.join([summary, *errors])}."
     return Panel(photograph, alt, overlay, f"{caption}; quality {value:.2f}", value, height > width)
 
 

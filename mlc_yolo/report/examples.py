@@ -113,8 +113,8 @@ def _example(
     parts = [*drawn, Markup(f'<g font-size="{size:.1f}">'), *texts, Markup("</g>")]
     overlay = Markup(f'<svg viewBox="0 0 {across} {down}" aria-hidden="true">{Markup("").join(parts)}</svg>')
     name = records.names.get(int(records.gt_labels[row]), "")
-    told = f"{name} in {Path(path).name}: {caption}"
-    return Example(photograph, told, overlay, told, down > across)
+    description = f"{name} in {Path(path).name}: {caption}"
+    return Example(photograph, description, overlay, description, down > across)
 
 
 def _around(box: NDArray[np.float32], width: int, height: int) -> tuple[int, int, int, int]:

@@ -116,7 +116,7 @@ def gather(comparison: Comparison) -> list[DataSet]:
     Returns:
         The data sets on which a run of the baseline has finished, in the order of their first run.
     """
-    found = []
+    sets = []
     for data in dict.fromkeys(run["data"] for run in comparison.runs):
         runs = [run for run in comparison.runs if run["data"] == data]
         names = dict.fromkeys([comparison.baseline, *(run["variant"] for run in runs)])
@@ -130,8 +130,8 @@ def gather(comparison: Comparison) -> list[DataSet]:
                 variants.append(Variant(name or "every run", colour, own, records, curves))
         if variants and variants[0].colour == 0:
             differences = [row for row in comparison.differences if row["data"] == data]
-            found.append(DataSet(data, variants, differences))
-    return found
+            sets.append(DataSet(data, variants, differences))
+    return sets
 
 
 def read_curves(path: Path) -> dict[str, Float64Array]:

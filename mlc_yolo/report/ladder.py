@@ -31,13 +31,13 @@ class Rung:
     colour: int
 
 
-def ladder_chart(baseline: float, rungs: Sequence[Rung], *, told: str) -> Markup:
+def ladder_chart(baseline: float, rungs: Sequence[Rung], *, description: str) -> Markup:
     """Draw the rungs from the top down, and a line at the detector's own AP.
 
     Args:
         baseline: the detector's AP in percent.
         rungs: the repairs.
-        told: what a reader who does not see the chart should know of it.
+        description: what a reader who does not see the chart should know of it.
     """
     height = TOP + _ROW * len(rungs) + BOTTOM
     top = max([baseline, *(rung.high for rung in rungs)])
@@ -53,4 +53,4 @@ def ladder_chart(baseline: float, rungs: Sequence[Rung], *, told: str) -> Markup
         parts.append(tag("rect", x=frame.left, y=short(y - 5), width=short(x - frame.left), height=10, class_="base"))
         parts.append(tag("rect", x=short(x), y=short(y - 5), width=short(width), height=10, class_=own))
         parts.append(frame.line([rung.low, rung.high], [middle, middle], class_="whisker"))
-    return svg(height, told, parts)
+    return svg(height, description, parts)

@@ -81,7 +81,7 @@ def facts(comparison: Comparison, sets: Sequence[DataSet]) -> list[tuple[str, st
     hours = sum(run["train_seconds"] for run in runs) / 3600
     fixed = comparison.grid.fixed
     sizes = [(data.name, data.baseline.records[0]) for data in sets]
-    told = {
+    known = {
         "Data": "; ".join(
             f"{name}: {len(records.images):,} images, {len(records.gt_labels):,} objects" for name, records in sizes
         ),
@@ -94,7 +94,7 @@ def facts(comparison: Comparison, sets: Sequence[DataSet]) -> list[tuple[str, st
         "Commit": _distinct(runs, "commit"),
         "Options of all": ", ".join(f"{key}={value}" for key, value in fixed.items() if key not in {"data", "model"}),
     }
-    return [(label, value) for label, value in told.items() if value]
+    return [(label, value) for label, value in known.items() if value]
 
 
 def verdicts(data: DataSet) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def verdicts(data: DataSet) -> list[dict[str, Any]]:
 
     One seed gives no verdict on the options: its difference is neither better nor worse, and more seeds are asked for.
     """
-    found = []
+    sentences = []
     for variant in data.others:
         row = data.difference(variant, "AP")
         if row is None or row["difference"] is None:
@@ -115,10 +115,10 @@ def verdicts(data: DataSet) -> list[dict[str, Any]]:
         tone = ("better" if row["difference"] > 0 else "worse") if _proves(row) else "open"
         others = f"Also shown: {'; '.join(moved)}." if moved else "No other metric shows a difference."
         text, verdict, caveat = _interval(row, "AP"), row["verdict"], ONE_SEED if row["seeds"] == 1 else ""
-        found.append(
+        sentences.append(
             {"variant": variant, "tone": tone, "text": text, "verdict": verdict, "caveat": caveat, "others": others}
         )
-    return found
+    return sentences
 
 
 def tables(data: DataSet) -> list[dict[str, Any]]:
@@ -139,17 +139,17 @@ def tables(data: DataSet) -> list[dict[str, Any]]:
             {"variant": v, "cells": [_difference(data.difference(v, metric), metric) for metric in metrics]}
             for v in data.others
         ]
-        told = {
+        shared = {
             "heading": "Difference from the baseline",
             "note": "Mean over pairs of runs of the same seed, and its 95 % interval; bold where that excludes zero "
             "and there are two pairs or more.",
         }
-        made.append({**told, "headings": [("Variant", ""), *headings], "rows": rows, "stacked": True})
+        made.append({**shared, "headings": [("Variant", ""), *headings], "rows": rows, "stacked": True})
     if costs:
         cost_headings = [(COSTS[key][1], "") for key in costs]
         rows = [{"variant": v, "cells": [_cost(data, v, key) for key in costs]} for v in data.variants]
-        told = {"heading": "Cost", "note": COST_NOTE}
-        made.append({**told, "headings": [("Variant", ""), *cost_headings], "rows": rows})
+        shared = {"heading": "Cost", "note": COST_NOTE}
+        made.append({**shared, "headings": [("Variant", ""), *cost_headings], "rows": rows})
     runs = [
         {
             "variant": v,
@@ -178,9 +178,9 @@ def interval_charts(data: DataSet) -> list[dict[str, Any]]:
                 intervals.append(charts.Interval(variant.name, variant.colour, mean, low, high, pairs))
                 said.append(f"{variant.name} {_interval(row, metric)}, {row['verdict']}")
         if intervals:
-            told = f"Difference of {name} from the baseline in points: {'; '.join(said)}."
-            svg = charts.interval_chart(intervals, x_label=f"difference of {name}, points", told=told)
-            rings = "; rings are single pairs of runs" if any(len(each.pairs) > 1 for each in intervals) else ""
+            description = f"Difference of {name} from the baseline in points: {'; '.join(said)}."
+            svg = charts.interval_chart(intervals, x_label=f"difference of {name}, points", description=description)
+            rings = "; rings are single pairs of runs" if any(len(interval.pairs) > 1 for interval in intervals) else ""
             drawn.append({"svg": svg, "caption": f"{name}: mean and 95 % interval{rings}"})
     return drawn
 
@@ -211,8 +211,13 @@ def curve_charts(data: DataSet) -> list[dict[str, Any]]:
             lines.append(_line(variant, values * (100 if "mAP" in column else 1)))
         decimals = 1 if "mAP" in column else 3
         ends = ", ".join(f"{line.name} {_last(line.y):.{decimals}f}" for line in lines)
-        told = f"{name} by epoch. At the end: {ends}."
-        drawn.append({"svg": charts.line_chart(epochs, lines, x_label="epoch", y_label=name, told=told), "caption": ""})
+        description = f"{name} by epoch. At the end: {ends}."
+        drawn.append(
+            {
+                "svg": charts.line_chart(epochs, lines, x_label="epoch", y_label=name, description=description),
+                "caption": "",
+            }
+        )
     return drawn
 
 
@@ -222,7 +227,7 @@ def ap_by_iou_charts(data: DataSet) -> list[dict[str, Any]]:
     ends = "; ".join(f"{line.name} {line.y[0]:.1f} at 0.50, {line.y[-1]:.1f} at 0.95" for line in lines)
     caption = "AP: mean over runs, band from the lowest to the highest"
     label = "IoU that counts as correct"
-    svg = charts.line_chart(THRESHOLDS, lines, x_label=label, y_label="AP", told=f"AP by IoU threshold: {ends}.")
+    svg = charts.line_chart(THRESHOLDS, lines, x_label=label, y_label="AP", description=f"AP by IoU threshold: {ends}.")
     drawn = [{"svg": svg, "caption": caption}]
     paired = [(v, data.pairs(v)) for v in data.others]
     lines = [
@@ -232,8 +237,10 @@ def ap_by_iou_charts(data: DataSet) -> list[dict[str, Any]]:
     ]
     if lines:
         ends = "; ".join(f"{line.name} {signed(line.y[0])} at 0.50, {signed(line.y[-1])} at 0.95" for line in lines)
-        told = f"Difference of AP from the baseline by IoU threshold: {ends}."
-        svg = charts.line_chart(THRESHOLDS, lines, x_label=label, y_label="difference, points", told=told, zero=True)
+        description = f"Difference of AP from the baseline by IoU threshold: {ends}."
+        svg = charts.line_chart(
+            THRESHOLDS, lines, x_label=label, y_label="difference, points", description=description, zero=True
+        )
         drawn.append(
             {"svg": svg, "caption": "Difference from the baseline: mean over pairs of runs, band over all pairs"}
         )
@@ -245,17 +252,19 @@ def score_charts(data: DataSet) -> tuple[list[dict[str, Any]], list[dict[str, An
     density, reliable = [], []
     for variant in data.variants:
         scores, ious = variant.scores_and_ious(SCORE_THRESHOLD)
-        found = reliability(scores, ious)
-        told = f"{variant.name}: density of {len(scores):,} detections over score and IoU."
-        svg = charts.density_chart(scores, ious, told=told)
+        bins = reliability(scores, ious)
+        description = f"{variant.name}: density of {len(scores):,} detections over score and IoU."
+        svg = charts.density_chart(scores, ious, description=description)
         density.append({"svg": svg, "variant": variant, "caption": f"{len(scores):,} detections"})
-        if math.isnan(found.error):
+        if math.isnan(bins.error):
             said = "no detections"
         else:
-            direction = "above" if found.bias > 0 else "below"
-            said = f"ECE {found.error:.3f}; scores are {abs(found.bias):.3f} {direction} IoU on average"
-        told = f"{variant.name}: mean IoU by bins of the score, with {_spoken(found.count.tolist())} boxes; {said}."
-        svg = charts.reliability_chart(found, colour=variant.colour, told=told)
+            direction = "above" if bins.bias > 0 else "below"
+            said = f"ECE {bins.error:.3f}; scores are {abs(bins.bias):.3f} {direction} IoU on average"
+        description = (
+            f"{variant.name}: mean IoU by bins of the score, with {_spoken(bins.count.tolist())} boxes; {said}."
+        )
+        svg = charts.reliability_chart(bins, colour=variant.colour, description=description)
         reliable.append({"svg": svg, "variant": variant, "caption": said})
     return density, reliable
 
@@ -286,7 +295,7 @@ def error_rows(data: DataSet) -> list[dict[str, Any]]:
 def differing_images(data: DataSet) -> list[dict[str, Any]]:
     """Return, for each variant, the images on which it and the baseline differ most."""
     count = max(1, min(MOST_PER_LIST, MOST_PAIRS // (2 * max(1, len(data.others)))))
-    found = []
+    compared = []
     for variant in data.others:
         pairs = data.pairs(variant)
         first: Sequence[Judged] = [data.baseline.judged[a] for a, _ in pairs]
@@ -305,8 +314,8 @@ def differing_images(data: DataSet) -> list[dict[str, Any]]:
             (f"Where {variant.name} is better", _shown_images(better, names)),
             (f"Where {variant.name} is worse", _shown_images(worse, names)),
         ]
-        found.append({"variant": variant, "summary": summary, "lists": lists})
-    return found
+        compared.append({"variant": variant, "summary": summary, "lists": lists})
+    return compared
 
 
 def _shown_images(images: Sequence[Differing], names: tuple[str, str]) -> list[dict[str, Any]]:

@@ -196,9 +196,9 @@ class SemiTrainer(MLCTrainer):
         if criterion.gain:
             first = self._views is None
             self._views = self._views or self._endless()
-            found = next(self._views)
+            view = next(self._views)
             moved = {
-                name: found[name].to(self.device, non_blocking=self.device.type == "cuda").float() / 255
+                name: view[name].to(self.device, non_blocking=self.device.type == "cuda").float() / 255
                 for name in ("weak", "strong")
             }
             batch["unlabeled"] = moved
@@ -293,19 +293,19 @@ class SemiTrainer(MLCTrainer):
             self.on_plot(file)
 
 
-def unlabeled_source(given: Any, data: str) -> list[str]:
+def unlabeled_source(option: Any, data: str) -> list[str]:
     """Return where the images without labels are: as given, else the data YAML's `unlabeled` entry, by absolute path.
 
     Args:
-        given: the option `unlabeled`, relative to the working directory.
+        option: the option `unlabeled`, relative to the working directory.
         data: data YAML; the paths in it are relative to its `path`, found as upstream finds it, else to its folder.
 
     Raises:
         ValueError: neither names any.
     """
-    if given:
-        several = given if isinstance(given, list | tuple) else [given]
-        return [str(Path(each).expanduser().absolute()) for each in several]
+    if option:
+        several = option if isinstance(option, list | tuple) else [option]
+        return [str(Path(folder).expanduser().absolute()) for folder in several]
     file = Path(data)
     content = YAML.load(file) if file.suffix in {".yaml", ".yml"} and file.is_file() else {}
     entry = content.get("unlabeled")
@@ -317,7 +317,7 @@ def unlabeled_source(given: Any, data: str) -> list[str]:
     root = Path(content.get("path") or file.parent)
     if not (root.is_absolute() or root.exists()):
         root = Path(DATASETS_DIR) / root
-    return [str(root.absolute() / each) for each in (entry if isinstance(entry, list) else [entry])]
+    return [str(root.absolute() / folder) for folder in (entry if isinstance(entry, list) else [entry])]
 
 
 def refuse_validation_images(files: list[str], data: str, split: str) -> None:

@@ -78,7 +78,7 @@ class MLCTrainer(DurableTrainer):
         self.arguments, self.custom_assigner = Arguments.of({**known, **overrides}), assigner
         self._known_data: tuple[str, dict[str, Any]] | None = None  # the argument, and upstream's description of it
         flat = self.arguments.flat()
-        known, overrides = ({name: flat[name] for name in given} for given in (known, overrides))
+        known, overrides = ({name: flat[name] for name in part} for part in (known, overrides))
         run = get_cfg(known, overrides)
         for file in (run.pretrained, run.distill_model):
             self._look_at(file)
@@ -113,9 +113,9 @@ class MLCTrainer(DurableTrainer):
             refuse_devices(run.device)
         refuse_lengths(run)
         run.data = resolve_data(run.data, split=run.split)
-        if RANK == -1 and (found := look_at_data(run.data, split=run.split)):
-            self._known_data = run.data, found
-            refuse_channels(run, found["channels"])
+        if RANK == -1 and (description := look_at_data(run.data, split=run.split)):
+            self._known_data = run.data, description
+            refuse_channels(run, description["channels"])
         return {"data": run.data}
 
     def _refuse_other_learning(self, run: Any) -> None:

@@ -36,8 +36,8 @@ class MLCTuner(Tuner):
             _callbacks: callbacks by event.
             model: what upstream would otherwise build from `args`, as a YOLO; early 8.4 releases need none.
         """
-        given = {"model": model} if "model" in signature(Tuner.__init__).parameters else {}
-        super().__init__(args, _callbacks, **given)
+        extra = {"model": model} if "model" in signature(Tuner.__init__).parameters else {}
+        super().__init__(args, _callbacks, **extra)
         for name, value in arguments.ours.items():
             setattr(self.args, name, value)
 

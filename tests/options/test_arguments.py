@@ -20,7 +20,7 @@ from mlc_yolo.options.specification import OWN, defaults
 def test_a_mapping_or_a_namespace_is_taken_apart_and_nothing_is_lost(wrap: Any) -> None:
     given = {"assigner": "mg", "epochs": 3, "iou_head": None, "model": "yolo11n.pt"}
     arguments = Arguments.of(wrap(given))
-    assert arguments.stock == {"epochs": 3, "model": "yolo11n.pt"} and arguments.given == {"assigner", "iou_head"}
+    assert arguments.stock == {"epochs": 3, "model": "yolo11n.pt"} and arguments.explicit == {"assigner", "iou_head"}
     assert arguments.flat() == {**given, "assigner": "mutual_guidance"}
     assert given["assigner"] == "mg", "what was given is left as it was"
 

@@ -96,8 +96,8 @@ def comparison_of(
         if finished is None or cell.name in finished:
             _write_run(folder / cell.name, grid, i, images, names, device)
     for name in {cell.data for cell in grid.cells}:
-        told = {"milliseconds": {variant: 4.0 + i for i, variant in enumerate(grid.variants)}}
-        latency_file(folder, name).write_text(yaml.safe_dump(told))
+        description = {"milliseconds": {variant: 4.0 + i for i, variant in enumerate(grid.variants)}}
+        latency_file(folder, name).write_text(yaml.safe_dump(description))
     return Comparison(folder, grid)
 
 
@@ -106,8 +106,8 @@ def _write_run(folder: Path, grid: Grid, index: int, images: list[str], names: d
     folder.mkdir()
     noise = 0.05 if cell.options.get("assigner") == "mlc" else 0.15
     made_up(images, noise=noise, seed=index, names=names, digest=cell.digest).save(folder / RECORDS)
-    told = {"options": cell.options, "digest": cell.digest, "version": "0.1.0"}
-    (folder / SPECIFICATION).write_text(yaml.safe_dump(told))
+    description = {"options": cell.options, "digest": cell.digest, "version": "0.1.0"}
+    (folder / SPECIFICATION).write_text(yaml.safe_dump(description))
     rows = [f"{epoch},60,500,{device}" for epoch in range(1, EPOCHS_TRAINED + 1)]
     (folder / EPOCHS).write_text("\n".join(["epoch,seconds,memory,device", *rows]) + "\n")
     header = "epoch, metrics/mAP50(B),metrics/mAP50-95(B),metrics/spearman(B),val/cls_loss"
@@ -386,7 +386,7 @@ def test_images_come_in_the_order_of_their_difference_each_on_its_side(images: l
 
 def test_a_line_lifts_its_pen_where_a_value_is_missing() -> None:
     line = charts.Line("a", 1, np.array([0.0, 1.0, np.nan, 2.0, 3.0]))
-    drawn = charts.line_chart(np.arange(5.0), [line], x_label="x", y_label="y", told="<told>")
+    drawn = charts.line_chart(np.arange(5.0), [line], x_label="x", y_label="y", description="<told>")
     (path,) = re.findall(r'd="([^"]*)" class="line', drawn)
     assert re.sub(r"[^ML]", "", path) == "MLML"
     assert 'aria-label="&lt;told&gt;"' in drawn
@@ -395,16 +395,18 @@ def test_a_line_lifts_its_pen_where_a_value_is_missing() -> None:
 @pytest.mark.parametrize("values", [[], [np.nan], [0.5], [0.5, 0.5]])
 def test_lines_of_few_or_equal_values_are_drawn(values: list[float]) -> None:
     line = charts.Line("a", 0, np.array(values))
-    drawn = charts.line_chart(np.arange(float(len(values))), [line], x_label="x", y_label="y", told="", zero=True)
+    drawn = charts.line_chart(
+        np.arange(float(len(values))), [line], x_label="x", y_label="y", description="", zero=True
+    )
     assert drawn.startswith("<svg")
     assert "nan" not in drawn
 
 
 def test_densities_without_boxes_are_drawn() -> None:
     none = np.empty(0)
-    assert 'class="cell"' not in charts.density_chart(none, none, told="")
-    assert "<circle" not in charts.reliability_chart(reliability(none, none), colour=0, told="")
-    assert 'class="cell"' in charts.density_chart(np.array([0.5]), np.array([0.5]), told="")
+    assert 'class="cell"' not in charts.density_chart(none, none, description="")
+    assert "<circle" not in charts.reliability_chart(reliability(none, none), colour=0, description="")
+    assert 'class="cell"' in charts.density_chart(np.array([0.5]), np.array([0.5]), description="")
 
 
 def test_epochs_without_validation_have_no_metrics(tmp_path: Path) -> None:
