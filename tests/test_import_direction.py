@@ -14,7 +14,7 @@ import mlc_yolo
 PACKAGE = Path(mlc_yolo.__file__).parent
 # Read downwards: a part may import itself and the parts of the lines above. Those of one line do not know each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("resources", "suggestions", "whole_files", "faults"),
+    ("resources", "suggestions", "whole_files", "faults", "locks"),
     ("boxes", "coding"),
     ("priors", "nms", "voting"),
     ("assigners",),

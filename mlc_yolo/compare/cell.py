@@ -79,27 +79,28 @@ def run_cell(folder: Path, device: str) -> None:
     trust = bool(options.get("trust", False))
     place: dict[str, Any] = {"exist_ok": True, "device": device}
     last = folder / LAST
-    trained, planned = _progress(last)
+    trained, planned = _progress(last, trust)
     _forget_after(trained, folder)
     if not trained:
         model = MLCYOLO(name, trust=trust)
         _write_cost(model, folder)
         model.train(**options, project=str(folder.parent), name=folder.name, **place)
     elif trained < planned:
-        model = MLCYOLO(last)
+        model = MLCYOLO(last, trust=trust)
         _write_cost(model, folder)
         model.train(resume=True, data=options["data"], save_dir=str(folder), device=device)
-    judged = MLCYOLO(last)
+    written_here = not trained or trained < planned  # by this process: no stranger's file
+    judged = MLCYOLO(last, trust=trust or written_here)
     options["imgsz"] = judged.model.args["imgsz"]  # as rounded in training
     records = record(judged, **options, project=str(folder), name="val", **place)
     replace(records, digest=told["digest"]).save(folder / RECORDS)
 
 
-def _progress(last: Path) -> tuple[float, int]:
+def _progress(last: Path, trust: bool) -> tuple[float, int]:
     """Return how many epochs last.pt was trained, and how many it shall be; infinity for a training that has ended."""
     if not last.exists():
         return 0, 0
-    model, checkpoint = load_checkpoint(last)
+    model, checkpoint = load_checkpoint(last, trust=trust)
     ended = checkpoint["epoch"] < 0 or checkpoint.get("optimizer") is None  # its optimizer is dropped at the end
     return math.inf if ended else checkpoint["epoch"] + 1, int(model.args["epochs"])
 

@@ -258,10 +258,26 @@ def _labels(values: Sequence[Any]) -> list[str]:
             path.parent if path.name == "data.yaml" and path.parent.name else path.with_suffix("") for path in paths
         ]
         for parts in range(1, max(len(path.parts) for path in paths) + 1):
-            labels = [_safe("-".join(path.parts[-parts:])) for path in paths]
-            if len(set(labels)) == len(labels):
-                return labels
-    return [_safe("-".join(map(str, value)) if isinstance(value, list) else str(value)) for value in values]
+            names = ["-".join(path.parts[-parts:]) for path in paths]
+            if len(set(names)) == len(names):
+                return _one_to_one(names, values)
+    names = ["-".join(map(str, value)) if isinstance(value, list) else str(value) for value in values]
+    return _one_to_one(names, values)
+
+
+def _one_to_one(names: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """Return names as labels; those that fall together get their value's digest.
+
+    Letters' case is no difference: file systems exist that do not keep it apart.
+    """
+    labels = [_safe(name) for name in names]
+    folded = [label.casefold() for label in labels]
+    return [
+        label
+        if label and folded.count(fold) == 1
+        else f"{label}-{hashlib.sha256(_key(value).encode()).hexdigest()[:8]}".lstrip("-")
+        for label, fold, value in zip(labels, folded, values, strict=True)
+    ]
 
 
 def _safe(text: str) -> str:

@@ -63,6 +63,8 @@ def _refusal(options: dict[str, Any], folder: str) -> str | None:
 
     try:
         model = MLCYOLO(options.pop("model"), trust=bool(options.get("trust", False)))
+        if model.task != "detect":  # it would train, and the validation that records boxes would fail afterwards
+            return f"expected a detection model, got one of task '{model.task}', whose results cannot be judged here"
         model.train(Rehearsal, **{**options, "project": folder, "name": "run", "exist_ok": True, "device": "cpu"})
     except Started:
         return None

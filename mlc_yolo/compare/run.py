@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -21,11 +21,7 @@ from mlc_yolo.compare.grid import PLACE, Cell, Grid, plan
 from mlc_yolo.compare.rehearsal import refusals
 from mlc_yolo.compare.results import GRID, Comparison, is_finished, latency_file
 from mlc_yolo.faults import begin_work
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None  # type: ignore[assignment]
+from mlc_yolo.locks import lock
 
 _NEWS = 30.0  # s between lines about runs that go on
 _TAIL = 12  # lines of a failed run's log that are shown
@@ -89,6 +85,8 @@ def compare(
     folder = _choose_folder(base, name or "compare", grid, fixed=name is not None or exist_ok)
     LOGGER.info(f"Files of this comparison go to {folder}")
     pending = [cell for cell in grid.cells if not is_finished(cell, folder)]
+    for cell in pending:
+        _refuse_foreign(folder / cell.name, cell)
     first = {(cell.data, cell.variant): cell for cell in reversed(pending)}  # no check depends on the seed
     if refused := refusals({cell.name: cell.options for cell in first.values()}):
         raise ValueError("\n".join(f"{cell}: {reason}" for cell, reason in refused.items()))
@@ -105,15 +103,15 @@ def compare(
 
         try:
             failed = _train(grid, pending, folder, run)
-            _measure_latency(grid, folder, run)
+            _measure_latency(grid, folder, run, written={cell.name for cell in pending})
         except KeyboardInterrupt:
             LOGGER.info(f"\nStopped. What is finished is in {folder}; the same command goes on.")
             raise
         found = Comparison(folder, grid, failed)
         found.write()
     LOGGER.info(f"\n{found}\nTables: {folder}")
-    for cell, tail in failed.items():
-        LOGGER.error(f"{cell} failed; the end of {folder / cell / LOG}:\n{tail}")
+    for run_name, tail in failed.items():
+        LOGGER.error(f"{run_name} failed; the end of {folder / run_name / LOG}:\n{tail}")
     if failed:
         LOGGER.error("The same command tries them again.")
     return found
@@ -188,8 +186,15 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{minutes // 60} h"
 
 
-def _measure_latency(grid: Grid, folder: Path, run: Any) -> None:
-    """Time the variants on each data set, unless it was done for the same runs; log what cannot be timed."""
+def _measure_latency(grid: Grid, folder: Path, run: Any, *, written: Collection[str]) -> None:
+    """Time the variants on each data set, unless it was done for the same runs; log what cannot be timed.
+
+    Args:
+        grid: the comparison's.
+        folder: its folder.
+        run: the executor.
+        written: names of the cells that this call trained, whose weights are opened whatever they hold.
+    """
     comparison = Comparison(folder, grid)
     tasks = []
     for data in dict.fromkeys(cell.data for cell in grid.cells):
@@ -206,7 +211,8 @@ def _measure_latency(grid: Grid, folder: Path, run: Any) -> None:
         before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
         if {name: before.get(name) for name in told} == told and "milliseconds" in before:
             continue
-        whole_files.write(path, yaml.safe_dump(told))
+        trusted = [name for name, cell in cells.items() if cell.name in written or cell.options.get("trust")]
+        whole_files.write(path, yaml.safe_dump({**told, "trusted": trusted}))
         tasks.append(executors.Task(data, "mlc_yolo.compare.latency", (str(path),), path.with_suffix(".log")))
     for task in tasks:  # one after the other: they would disturb one another
         for ended in run([task]):
@@ -253,6 +259,24 @@ def _mismatch(folder: Path, grid: Grid) -> str | None:
     return None
 
 
+def _refuse_foreign(place: Path, cell: Cell) -> None:
+    """Refuse to train a cell in a folder that another training has begun.
+
+    Raises:
+        ValueError: its `cell.yaml` names other options, or it holds weights without one.
+    """
+    file = place / SPECIFICATION
+    if file.exists():
+        digest = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("digest")
+        if digest != cell.digest:
+            raise ValueError(
+                f"{place} holds a run of other options: expected digest {cell.digest[:12]} in {SPECIFICATION}, got "
+                f"{str(digest)[:12]}. Give another name=..., or remove that folder"
+            )
+    elif (place / LAST).exists():
+        raise ValueError(f"{place} holds weights without {SPECIFICATION}: give another name=..., or remove that folder")
+
+
 def _told(values: Sequence[Any] | None) -> str:
     return "left out" if values is None else ",".join(map(str, values))
 
@@ -271,13 +295,10 @@ def _write_grid(folder: Path, grid: Grid) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Keep other processes from working on the same comparison; the lock ends with this process, however it ends."""
     with open(folder / ".lock", "w", encoding="utf-8") as file:
-        if fcntl:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise RuntimeError(
-                    f"another process works on {folder}: wait for it, or give another name=..."
-                ) from error
+        try:
+            lock(file, wait=False)
+        except BlockingIOError as error:
+            raise RuntimeError(f"another process works on {folder}: wait for it, or give another name=...") from error
         yield
 
 

@@ -27,14 +27,10 @@ from ultralytics.utils.torch_utils import get_cpu_info
 
 from mlc_yolo import __version__
 from mlc_yolo.data.resolve import resolve_data
+from mlc_yolo.locks import lock
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.paper.rows import Row, canonical, find_row, read_row, refuse_unknown, rescaled, shrunk
 from mlc_yolo.resources import resource_dir
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such lock
-    fcntl = None  # type: ignore[assignment]
 
 #: Column -> (name in a validation's `results_dict`, factor to the paper's unit, percent or none).
 MEASURED = {
@@ -99,7 +95,8 @@ class Run:
         place = {"project": str(trainer.save_dir), "name": "val", "exist_ok": True}
         kept = {name: value for name, value in self.arguments.items() if name not in {"pretrained", "rect"}}
         kept["imgsz"] = trainer.args.imgsz  # as rounded
-        metrics = MLCYOLO(trainer.last, trust=model.trust).val(**{**kept, **place})
+        # Trusted: this very run wrote it.
+        metrics = MLCYOLO(trainer.last, trust=True).val(**{**kept, **place})
 
         line: dict[str, Any] = dict.fromkeys(COLUMNS)
         line |= {
@@ -128,7 +125,13 @@ class Run:
             f"{name} {line[name]}" for name in (*MEASURED, "paper", "difference") if line[name] is not None
         )
         LOGGER.info(f"{self.row.name}: {shown}")  # before the file is touched: hours of work stand in this line
-        append_line(self.results, line)
+        try:
+            append_line(self.results, line)
+        except (OSError, ValueError):
+            spare = Path(trainer.save_dir) / "results_of_row.csv"
+            append_line(spare, line)
+            LOGGER.error(f"{self.results} could not be written; the line is in {spare}")
+            raise
         LOGGER.info(f"Appended to {self.results}")
         return line
 
@@ -163,7 +166,7 @@ def reproduce(
             written.
     """
     run = prepare(row, data=data, scale=scale, results=results, **overrides)
-    return run.execute(MLCYOLO(run.model))
+    return run.execute(MLCYOLO(run.model, trust=bool(run.arguments.get("trust", False))))
 
 
 def prepare(
@@ -228,8 +231,7 @@ def append_line(path: Path, line: Mapping[str, Any]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", newline="", encoding="utf-8") as file:
-        if fcntl:
-            fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        lock(file, wait=True)  # until the file is closed
         file.seek(0)
         text = file.read()
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")

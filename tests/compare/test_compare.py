@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import psutil
 import pytest
@@ -21,7 +22,8 @@ import torch
 import yaml
 from made_records import made_records
 
-from mlc_yolo.compare import Comparison, compare, split_values
+from mlc_yolo.compare import Comparison, compare, latency, rehearsal, split_values
+from mlc_yolo.compare import grid as grid_module
 from mlc_yolo.compare import run as module
 from mlc_yolo.compare.cell import LAST, read_epochs, run_cell
 from mlc_yolo.compare.executors import Task, parse_devices, run_local, run_ray
@@ -87,6 +89,92 @@ def test_models_and_data_sets_may_vary_and_are_told_apart_by_their_folders(tmp_p
     assert grid.variants == ["model=a-weights-best", "model=b-weights-best"]  # data make no variant
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"data": ["/d/16 my set/data.yaml", "/d/16-my-set/data.yaml"]},
+        {"model": ["Mine.yaml", "mine.yaml"]},
+        {"lr0": [1, -1]},
+        {"lr_steps": [[8, 11], ["8-11"]]},
+        {"model": ["(a).yaml", "[a].yaml"], "data": ["x y.yaml", "x-y.yaml"]},
+    ],
+)
+def test_names_of_different_values_differ_on_any_file_system(given: dict[str, Any]) -> None:
+    for name, values in given.items():
+        labels = [label.casefold() for label in grid_module._labels(values)]
+        assert len(set(labels)) == len(values), name
+        assert all(labels) and not any(set(label) & set(" /()[]") for label in labels)
+    assert grid_module._labels(list(reversed(given[name]))) == list(reversed(grid_module._labels(given[name])))
+
+
+def test_a_run_whose_folder_is_anothers_is_refused(finished: Any) -> None:
+    folder = finished(assigner=["tal", "mlc"])
+    place = folder / "assigner=mlc,seed=0"
+    (place / "records.npz").unlink()
+    (place / "cell.yaml").write_text(yaml.safe_dump({"digest": "f" * 64}))
+    said = _refused(folder.parent, data="coco8.yaml", assigner=["tal", "mlc"], name="compare")
+    assert "assigner=mlc,seed=0 holds a run of other options" in said and "ffffffffffff" in said
+
+
+def test_weights_without_the_options_that_made_them_are_not_gone_on_from(finished: Any) -> None:
+    folder = finished(assigner=["tal", "mlc"])
+    place = folder / "assigner=mlc,seed=0"
+    for file in ("records.npz", "cell.yaml"):
+        (place / file).unlink()
+    (place / "weights").mkdir()
+    (place / LAST).touch()
+    said = _refused(folder.parent, data="coco8.yaml", assigner=["tal", "mlc"], name="compare")
+    assert "holds weights without cell.yaml" in said
+
+
+def test_a_latency_that_was_measured_is_not_measured_again(
+    finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = finished(assigner=["tal", "mlc"])
+    grid = _grid(assigner=["tal", "mlc"])
+    cv2.imwrite(str(tmp_path / "image.png"), np.zeros((32, 32, 3), np.uint8))
+    monkeypatch.setattr(latency, "WARM_UP", 0)
+    monkeypatch.setattr(latency, "ROUNDS", 1)
+    weights = str(tmp_path / "model.pt")
+    MLCYOLO("yolo11n.yaml").save(weights)
+    tasks: list[str] = []
+
+    def run(given: list[Task]) -> Iterator[tuple[Task, int]]:
+        for task in given:
+            path = Path(task.arguments[0])
+            asked = yaml.safe_load(path.read_text())
+            models = {name: {**asked["models"][name], "model": weights, "imgsz": 32} for name in asked["models"]}
+            before = {name: dict(model) for name, model in models.items()}
+            measured = measure(models, [str(tmp_path / "image.png")], "cpu", asked["trusted"])
+            assert models == before  # what is written back is what was asked for
+            path.write_text(yaml.safe_dump({**asked, "milliseconds": measured}))
+            tasks.append(task.name)
+            yield task, 0
+
+    module._measure_latency(grid, folder, run, written={grid.cells[0].name})
+    module._measure_latency(grid, folder, run, written=())
+    assert len(tasks) == 1
+    (file,) = folder.glob("latency-*.yaml")
+    assert yaml.safe_load(file.read_text())["trusted"] == ["assigner=tal"]
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_a_model_is_timed_with_its_own_number_of_bands(tmp_path: Path, channels: int) -> None:
+    file = str(tmp_path / "bands.tiff")
+    pages = [np.full((24, 32), 10 * band, np.uint8) for band in range(channels)]
+    assert cv2.imwritemulti(file, pages) if channels != 3 else cv2.imwrite(file, np.stack(pages, axis=2))
+    pixels = latency._pixels(file, channels)
+    assert pixels.shape == (24, 32, channels) and pixels[0, 0].tolist() == [10 * band for band in range(channels)]
+    with pytest.raises(ValueError, match=f"expected the 4 channels of the model, got {channels}"):
+        latency._pixels(file, 4)
+
+
+def test_a_model_that_is_not_judged_by_boxes_is_refused_before_it_trains(tiny_data: Path, tmp_path: Path) -> None:
+    said = rehearsal._refusal({**TINY, "model": "yolo11n-seg.yaml", "data": str(tiny_data)}, str(tmp_path))
+    assert said is not None and "expected a detection model" in said and "segment" in said
+    assert list(tmp_path.glob("run*")) == []
+
+
 def test_aliases_and_short_words_get_their_full_names() -> None:
     grid = _grid(assigner=["mg", "tal"], nms_by="iou")
     assert grid.cells[0].options["assigner"] == "mutual_guidance" and grid.fixed["nms_by"] == "iou"
@@ -113,7 +201,7 @@ def test_the_baseline_may_be_named_and_is_the_first_elsewhere(baseline: Any) -> 
         ({"single_cls": [True, False]}, "what is judged"),
         ({"workers": [0, 2]}, "does not change"),
         ({"resume": True, "seed": [0, 1]}, "leave it out"),
-        ({"freeze": [object()], "seed": [0, 1]}, "text or numbers"),
+        ({"tracker": object(), "seed": [0, 1]}, "text or numbers"),
     ],
 )
 def test_what_cannot_be_a_grid_is_refused(given: dict[str, Any], said: str) -> None:
