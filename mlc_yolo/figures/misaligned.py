@@ -72,8 +72,10 @@ def draw_misaligned(request: Request) -> Drawn:
 class _Recorder(MLCPredictor):
     """The predictor, which keeps what went into suppression and what came out."""
 
+    asked: str | None = None  # how images are resized; upstream makes the instance, and of the class alone
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, resize=self.asked, **kwargs)
         self.kept: list[tuple[Any, Tensor]] = []
 
     def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
@@ -102,7 +104,7 @@ def _detect(model: MLCYOLO, labels: Sequence[dict[str, Any]], predict: dict[str,
     """Predict on every image, as the model does for its user, and compare with the labels."""
     own = {"project", "name", "exist_ok", "save", "show", "mode"}
     predict = {key: value for key, value in predict.items() if key not in own}
-    recorder = type("_ResizingRecorder", (_Recorder,), {"resize": predict.get("resize")})  # predict makes the instance
+    recorder = type("_ResizingRecorder", (_Recorder,), {"asked": predict.get("resize")})  # predict makes the instance
     model.predictor = None
     detected = []
     for label in labels:
