@@ -34,7 +34,7 @@ from ultralytics.utils.checks import REMOTE_FILE_PREFIXES, check_file, check_mod
 from ultralytics.utils.downloads import attempt_download_asset
 from ultralytics.utils.files import get_latest_run
 
-from mlc_yolo.checkpoints import model_yaml
+from mlc_yolo.checkpoints import model_yaml, own_files
 from mlc_yolo.checkpoints.pickled_names import is_of_yolov5, is_plain, names_in
 from mlc_yolo.checkpoints.stand_ins import Held, Refused, StandIn, stand_in
 
@@ -59,7 +59,7 @@ class RefusedCheckpoint(ValueError):
 def check(file: str | Path, *, trust: bool = False) -> None:
     """Refuse a checkpoint that is more than data.
 
-    A file that does not exist is left to Ultralytics, which says so.
+    A file that does not exist is left to Ultralytics, which says so. One that this process wrote is no stranger's.
 
     Args:
         file: .pt file by path, by URL or by the name of an official model, which is then downloaded as Ultralytics
@@ -81,7 +81,7 @@ def check(file: str | Path, *, trust: bool = False) -> None:
         return
     opened = _suffixes(name) & {"", "pt"}  # else Ultralytics refuses it: nothing is looked for elsewhere
     path = Path(attempt_download_asset(name) if opened else name)
-    if not path.is_file():
+    if not path.is_file() or own_files.is_own(path):
         return
     names = names_in(path)
     stand_ins = {name: allowed for name in names if (allowed := stand_in(name)) is not None}

@@ -23,7 +23,7 @@ from ultralytics.utils import LOCAL_RANK, LOGGER, RANK
 from ultralytics.utils.torch_utils import is_qat, strip_optimizer, torch_distributed_zero_first, unwrap_model
 
 from mlc_yolo import whole_files
-from mlc_yolo.checkpoints import tensors_file
+from mlc_yolo.checkpoints import own_files, tensors_file
 from mlc_yolo.checkpoints.half_precision import to_half
 from mlc_yolo.training import exact_resume
 
@@ -176,7 +176,9 @@ class DurableTrainer(DetectionTrainer):
             writer.last.unlink()
             for file in staging.iterdir():
                 whole_files.move(file, self.last.parent / file.name)
+                own_files.remember(self.last.parent / file.name)
             whole_files.save(self.last, exact_resume.with_state(stock, self, self._state()))
+            own_files.remember(self.last)
         return saved
 
     def _needs_stock_checkpoint(self) -> bool:
@@ -237,6 +239,7 @@ def _strip(file: Path, updates: dict[str, Any]) -> None:
         torch.save(checkpoint, staged)
         stripped = strip_optimizer(staged, updates=updates)
         whole_files.move(staged, file)
+        own_files.remember(file)
     try:
         tensors_file.save(file.with_suffix(tensors_file.SUFFIX), stripped["model"], stripped["train_args"])
     except ValueError as error:  # layers of the user's own; the checkpoint is there

@@ -15,6 +15,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo.assigners import Assigner, Schedule, StockAssignment, build_assigner, yolo_assigner
 from mlc_yolo.checkpoints import safe_load
+from mlc_yolo.checkpoints.foreign_names import foreign_names
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
@@ -352,9 +353,32 @@ class MLCTrainer(DurableTrainer):
             self.ema.enabled = self.args.ema  # upstream makes a new one when it resumes or recovers
             # It gives the validation losses; some upstream versions copy it before the criterion is attached.
             _trained(self.ema.ema).criterion = criterion
+        if self.epoch == self.start_epoch:
+            self._announce_foreign(criterion)
         if RANK in {-1, 0} and warmup and self.epoch in {self.start_epoch, warmup}:
             stage = self.args.assigner_base if self.epoch < warmup else self.args.assigner
             LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {warmup}")
+
+    def _announce_foreign(self, criterion: Any) -> None:
+        """Say which classes will make this run's checkpoints need `trust=True` in other processes, if any do."""
+        if RANK not in {-1, 0} or self.arguments.trust or not self.ema:
+            return
+        if names := foreign_names(self.ema.ema, without=criterion):
+            LOGGER.warning(
+                f"this run's checkpoints will hold {', '.join(names)}, which can be any program: after this run they "
+                "open with trust=True only, where that can be imported"
+            )
+
+    def final_eval(self) -> None:
+        """Strip and validate as `DurableTrainer` does; of a resumed run, best.pt may be another's until now.
+
+        Raises:
+            ValueError: it is not data alone.
+        """
+        if RANK in {-1, 0}:
+            for file in filter(Path.exists, (self.best, self.last)):
+                self._look_at(file)
+        super().final_eval()
 
     def _look_at(self, file: Any) -> None:
         """Refuse a checkpoint that is not data alone; anything else that an option may be is left to upstream."""
