@@ -1,4 +1,4 @@
-"""The main job in one call: train with mutual labelling, validate, predict, and say where the pictures are."""
+"""Train with mutual labelling, validate and predict on the demo set, and log where the pictures are."""
 
 from __future__ import annotations
 

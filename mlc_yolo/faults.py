@@ -1,7 +1,7 @@
-"""Mistakes in a request, and faults of ours: told apart by whether the work had begun when an error arose.
+"""Distinguish mistakes in a request from faults of mlc-yolo by whether the work had begun.
 
-Every command first checks what it was asked for and opens its model and data, then works. What is raised before is
-about the request: its text is all the user needs. What is raised later is a fault, whose traceback is wanted.
+Every command first checks its request and opens model and data, then works. An error before the work is about the
+request, and its text is all the user needs. A later error is a fault, and is shown with its traceback.
 """
 
 from __future__ import annotations

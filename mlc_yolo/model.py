@@ -45,7 +45,7 @@ from mlc_yolo.training.tuner import MLCTuner
 
 
 class MLCYOLO(OpenedYOLO):
-    """A YOLO whose training samples are chosen per task and whose scores know how well the box sits.
+    """A YOLO that chooses training samples per task and scores a detection by class and box quality.
 
     Takes every argument of `ultralytics.YOLO`'s methods and the options of `cfg/mlc.yaml`.
 
@@ -100,7 +100,9 @@ class MLCYOLO(OpenedYOLO):
         asked = arguments.flat()
         if self.task != "detect":
             if custom is not None:
-                raise ValueError(f"an assigner object trains detection models; this one is a {self.task} model")
+                raise ValueError(
+                    f"an assigner object is for detection models, but this is a {self.task} model: leave it out"
+                )
             return super().train(trainer, **self._looked_at(asked))
         self._refuse_misfits(arguments)
         if asked.get("cfg"):
@@ -114,7 +116,7 @@ class MLCYOLO(OpenedYOLO):
         return super().train(chosen if custom is None else partial(chosen, assigner=custom), **asked)
 
     def _looked_at(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Return arguments of a training of another task; what upstream's trainer opens unseen is looked at first."""
+        """Return arguments of a training of another task, after checking the files that upstream's trainer opens."""
         for name in ("pretrained", "distill_model", "resume"):
             if isinstance(asked.get(name), str | Path):
                 file = safe_load.resumed(asked[name]) if name == "resume" else asked[name]
@@ -126,11 +128,10 @@ class MLCYOLO(OpenedYOLO):
         return {**asked, "data": resolve_for_upstream(asked["data"], split=asked.get("split"))}
 
     def _data_to_train(self, asked: dict[str, Any]) -> Any:
-        """Return `data` for the trainer, which resolves it; what upstream would meet too late is refused here.
+        """Return `data` for the trainer, which resolves it. Refuse here what upstream would refuse too late.
 
         Raises:
-            ValueError: a data YAML of several, which are trained on in turn, is refused, or data of several classes for
-                a proposal network.
+            ValueError: one of several data YAMLs is refused, or data has several classes for a proposal network.
         """
         data: Any = asked.get("data")
         several = isinstance(data, list | tuple)
@@ -139,7 +140,7 @@ class MLCYOLO(OpenedYOLO):
         return [resolve_data(source, split=asked.get("split")) for source in data] if several else data
 
     def _learns_without_labels(self, asked: dict[str, Any]) -> bool:
-        """Whether a training needs `SemiTrainer`: it, or the run that it goes on with, takes images without labels."""
+        """Whether a training, or the run that it resumes, uses images without labels and so needs `SemiTrainer`."""
         resume = asked.get("resume")
         if resume:
             file = None if resume is True and self.ckpt else safe_load.resumed(resume)
@@ -168,7 +169,7 @@ class MLCYOLO(OpenedYOLO):
         elif arguments.explicit - {"trust"}:
             names = ", ".join(sorted(arguments.explicit - {"trust"}))
             raise ValueError(
-                f"{names}: for a validator derived from MLCValidator, got {getattr(chosen, '__name__', chosen)}"
+                f"{names}: needs a validator derived from MLCValidator, got {getattr(chosen, '__name__', chosen)}"
             )
         elif asked.get("data") is not None:
             asked["data"] = resolve_for_upstream(asked["data"], split=asked.get("split"))
@@ -178,21 +179,23 @@ class MLCYOLO(OpenedYOLO):
                 asked["data"] = resolve_data(None)
         calibrate = arguments.ours["calibrate"] and self.task == "detect"
         if calibrate and not (isinstance(self.model, torch.nn.Module) and self.ckpt_path):
-            raise ValueError(f"calibrate=True writes to a checkpoint, and '{self.model_name}' is none: give a .pt file")
+            raise ValueError(
+                f"calibrate=True writes to a checkpoint, but '{self.model_name}' is not one: give a .pt file"
+            )
         metrics = super().val(chosen, **asked)
         if calibrate:
             self._calibrate(getattr(metrics, "coverage", None))
         return metrics
 
     def _calibrate(self, measured: Coverage | None) -> None:
-        """Store what makes the standard deviations of this model's boxes honest, here and in its checkpoint.
+        """Store the factor that calibrates the standard deviations of boxes, in this model and in its checkpoint.
 
         Raises:
-            ValueError: the head does not say how sure it is, or no detection met an object.
+            ValueError: the head predicts no distributions, or no detection matched an object.
         """
         if measured is None or not measured.count:
             raise ValueError(
-                "calibrate=True found no detection whose sides the head states a deviation of: it needs labelled data "
+                "calibrate=True found no detection with standard deviations of its sides: it needs labelled data "
                 "and a YOLO that predicts distributions (v8, 11, 12), without augment=True"
             )
         file = Path(str(self.ckpt_path))
@@ -214,11 +217,11 @@ class MLCYOLO(OpenedYOLO):
         return super().predict(source=source, stream=stream, predictor=predictor, **arguments.stock)
 
     def diagnose(self, **kwargs: Any) -> Diagnosis:
-        """Say what holds this detector back; arguments, result and errors are `evaluation.diagnose.diagnose`'s."""
+        """Measure what limits this detector; see `evaluation.diagnose.diagnose` for arguments, result and errors."""
         return diagnose(self, **kwargs)
 
     def export(self, **kwargs: Any) -> str:
-        """Export as upstream does; `format="stock"` writes a checkpoint that needs nothing of ours.
+        """Export as upstream does; `format="stock"` writes a checkpoint for plain Ultralytics.
 
         Formats whose exporter would drop or refuse the IoU channel are exported from that stock form.
 
@@ -239,12 +242,12 @@ class MLCYOLO(OpenedYOLO):
         if isinstance(self.model, DetectorModel) and for_yolo:
             asked = "dynamic=True" if stock.get("dynamic") else f"format={target}"
             raise ValueError(
-                f"{asked} is for YOLO; {self.model.kind} models are exported at a fixed size, to a format that takes "
-                "any PyTorch model, such as format=onnx imgsz=640"
+                f"{asked} is for YOLO. Export {self.model.kind} models at a fixed size, to a format that takes any "
+                "PyTorch model, such as format=onnx imgsz=640"
             )
         if isinstance(self.model, torch.nn.Module) and wants_warp(None, self.model):
             LOGGER.warning(
-                "this model expects images warped to the input, which an exported file does not say: predict and "
+                "This model expects images warped to the input. An exported file does not record that: predict and "
                 "validate it with resize=warp, or stretch images yourself"
             )
         if target == "stock":
@@ -254,7 +257,7 @@ class MLCYOLO(OpenedYOLO):
             return str(path)
         if target in NEEDS_STOCK and has_iou_channel(self.model):
             if target == "imx" and getattr(self._head(), "rescore", False):
-                raise ValueError("format=imx has no room for the predicted IoU: export with rescore=False")
+                raise ValueError("format=imx cannot hold the predicted IoU: export with rescore=False")
             plain = YOLO(self.model_name or self.overrides.get("model"), task=self.task)
             plain.model, plain.callbacks = to_stock(self.model), self.callbacks
             return plain.export(**stock)
@@ -266,7 +269,7 @@ class MLCYOLO(OpenedYOLO):
         return super().benchmark(data=resolve_for_upstream(data), format=format, verbose=verbose, **stock)
 
     def track(self, source: Any = None, stream: bool = False, persist: bool = False, **kwargs: Any) -> Any:
-        """Track as upstream does; a checkpoint that the tracker's YAML names is looked at first."""
+        """Track as upstream does, after checking a checkpoint that the tracker's YAML names."""
         if kwargs.get("tracker"):
             named = YAML.load(check_yaml(kwargs["tracker"])).get("model")
             if isinstance(named, str) and named != "auto":
@@ -283,7 +286,7 @@ class MLCYOLO(OpenedYOLO):
         epochs = asked.get("epochs") or DEFAULT_CFG_DICT["epochs"]
         options.warmup_epochs(arguments.ours["assigner_warmup"], arguments.ours["assigner"], epochs)
         data = asked.get("data")
-        # Of several, a setting is judged by all of them.
+        # Several data sets judge a setting together.
         asked["data"] = (
             [resolve_data(source) for source in data] if isinstance(data, list | tuple) else resolve_data(data)
         )
@@ -302,8 +305,8 @@ class MLCYOLO(OpenedYOLO):
         arguments = Arguments.of(kwargs, trust=self.trust)
         if self.task != "detect" and (named := [name for name in kwargs if name in arguments.explicit]):
             raise ValueError(
-                f"{', '.join(named)}: for detection models; '{self.overrides.get('model')}' is a {self.task} model. "
-                "Leave out what is named, or take a detection model"
+                f"{', '.join(named)}: only for detection models, but '{self.overrides.get('model')}' is a {self.task} "
+                "model. Leave these options out, or use a detection model"
             )
         if self.task != "detect":
             return replace(arguments, explicit=frozenset())
@@ -321,7 +324,9 @@ class MLCYOLO(OpenedYOLO):
             if "rescore" in chosen:
                 raise ValueError("rescore is fixed in an exported model: export again with rescore=False")
             if chosen.get("nms_by") == "iou":
-                raise ValueError("nms_by=iou ranks by the predicted IoU, which exported models hand on no more")
+                raise ValueError(
+                    "nms_by=iou ranks by the predicted IoU, which exported models do not output: leave it out"
+                )
         elif self.task == "detect":
             self._rank(**{**read_marker(self.model), **chosen})
         return arguments

@@ -1,7 +1,7 @@
-"""The modes of the command line: a table, a line each, and what a line of it runs.
+"""The modes of the command line: a table with a line per mode, and the function that each line runs.
 
-A new mode is one line of `MODES`. Help, the names it takes and the answers to wrong ones follow from the line.
-Nothing heavy is imported before a mode runs.
+A new mode is one line of `MODES`, which also makes its help, its argument names and its error messages. Heavy imports
+wait until a mode runs.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mlc_yolo.faults import FIRST_STEPS, UsageError, begin_work
 
 
 class RunsFailed(Exception):
-    """Runs of a comparison ended with errors, which are in the log already."""
+    """Runs of a comparison failed; the log has their errors."""
 
 
 class Session:
-    """The model that a command works with, and where its files go.
+    """The model of a command, and the folder of its files.
 
     Attributes:
         model: the `MLCYOLO` that was opened last; None before.
@@ -118,7 +118,7 @@ def _method(session: Session, mode: str, arguments: dict[str, Any]) -> None:
 
 
 def _stream(session: Session, mode: str, arguments: dict[str, Any]) -> None:
-    """Predict or track, an image after the other, keeping none in memory."""
+    """Predict or track image by image, keeping no results in memory."""
     from ultralytics.utils import ASSETS, LOGGER
 
     model = session.open(_model_name(arguments), arguments)
@@ -197,7 +197,7 @@ def _convert(_session: Session, _mode: str, arguments: dict[str, Any]) -> None:
     from mlc_yolo.conversion.convert import convert
 
     report = convert(**arguments)
-    LOGGER.info(f"{report.text(most=20)}\nThe whole list is in {report.output / 'report.txt'}. Train with:")
+    LOGGER.info(f"{report.text(most=20)}\nThe full list is in {report.output / 'report.txt'}. Train with:")
     LOGGER.info(f"mlc-yolo train model=yolo11n.pt data={report.output / 'data.yaml'}")
 
 
@@ -236,13 +236,15 @@ MODES: dict[str, Mode] = {
     "export": Mode("write a model for other programs", _method, any_task=True),
     "benchmark": Mode("time and judge a model in every export format", _method, any_task=True),
     "tune": Mode("search for better hyperparameters", _method, own=_TUNE, any_task=True),
-    "diagnose": Mode("say what holds a detector back; trains nothing", _diagnose, {"report": False}, ("model", "data")),
+    "diagnose": Mode(
+        "measure what limits a detector, without training", _diagnose, {"report": False}, ("model", "data")
+    ),
     "compare": Mode("train every combination of options and judge the differences", _compare, _COMPARE),
     "assignments": Mode("draw which anchors each task trains, under two assigners", _assignments, {"count": 4}),
     "figure": Mode("draw amplification, guidance or misaligned", _figure, {"other": None, "count": 4}, bare="kind"),
     "reproduce": Mode("train and judge a row of the papers' tables", _reproduce, {"results": None}, bare="row"),
     "convert": Mode("turn Pascal VOC XML or COCO JSON into a data set", _convert, _CONVERT, _BOTH, stock=False),
-    "split": Mode("label a part of the training images, list the rest", _split, _SPLIT, ("data",), stock=False),
+    "split": Mode("split training images into a labelled part and the rest", _split, _SPLIT, ("data",), stock=False),
     "demo": Mode("train, validate and predict on the built-in demo set", _demo),
 }
 
@@ -260,7 +262,7 @@ def _report(arguments: dict[str, Any]) -> bool:
 
 
 def _model_name(arguments: dict[str, Any]) -> Any:
-    """Take the model's name out of the arguments; the smallest model to train anew where there is none."""
+    """Take the model's name out of the arguments; without one, name the smallest model to train from scratch."""
     from ultralytics.utils import LOGGER
 
     name = arguments.pop("model", None)
@@ -290,7 +292,7 @@ def _export_format(name: Any) -> str:
 
 
 def nearest(word: str, known: Any) -> str:
-    """Return the end of a message that names the known words nearest to one that is not known."""
+    """Return the end of a message: the known words nearest to an unknown one."""
     from mlc_yolo.suggestions import did_you_mean
 
     return did_you_mean(word, known, most=3, cutoff=0.6)

@@ -1,4 +1,4 @@
-"""A model opened, given weights and kept: files of ours and of Ultralytics, looked at before anything opens them."""
+"""Open, load and save models, ours and Ultralytics'. Files are checked before anything opens them."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mlc_yolo.upstream import warn_if_untested
 
 
 class OpenedYOLO(YOLO):
-    """Ultralytics' `YOLO` for models of ours too.
+    """Ultralytics' `YOLO`, extended to the ported detectors and to files without pickles.
 
     Attributes:
-        trust: whether checkpoints are opened whatever they hold.
+        trust: whether checkpoints are opened without being checked.
     """
 
     predictor: Any
@@ -47,11 +47,11 @@ class OpenedYOLO(YOLO):
                 `cfg/models` (retinanet-r50-fpn.yaml, fcos-r18-fpn.yaml, ...).
             task: upstream's task name; guessed when left out.
             verbose: log the model's summary.
-            trust: open checkpoints whatever they hold, this one and those that methods load: they may run programs.
+            trust: open checkpoints unchecked, this one and those that methods load. They may run programs.
 
         Raises:
             TypeError: a model family that is no YOLO with a `Detect`-like head (RT-DETR, YOLO-World, YOLOE).
-            ValueError: a detector's YAML that is not as it should be, or a checkpoint that is more than data.
+            ValueError: an invalid detector YAML, or a checkpoint that holds more than data.
             FileNotFoundError: no such file.
         """
         warn_if_untested()
@@ -63,8 +63,8 @@ class OpenedYOLO(YOLO):
             raise TypeError(_expected(model, "of another family")) from error
         except KeyError as error:  # a YAML without layers
             raise ValueError(
-                f"model={model} has no {error}: expected a model, such as model=yolo11n.pt or a model YAML. Is it the "
-                "YAML of a data set? That is data=..."
+                f"model={model} has no {error}: expected a model, such as model=yolo11n.pt or a model YAML. If it is "
+                "the YAML of a data set, give it as data=..."
             ) from error
         except FileNotFoundError as error:
             if near := _near(Path(str(model))):
@@ -85,7 +85,9 @@ class OpenedYOLO(YOLO):
         if task is not None:
             built = guess_model_task(yaml_model_load(cfg)) if config is None else "detect"
             if built not in {None, task}:
-                raise ValueError(f"model={cfg} builds a {built} model, not {task}: leave the task out, or name another")
+                raise ValueError(
+                    f"model={cfg} builds a {built} model, not {task}: leave the task out, or give task={built}"
+                )
         if config is None:
             super()._new(cfg, task=task, verbose=verbose)
             return
@@ -115,7 +117,7 @@ class OpenedYOLO(YOLO):
             filename: the file.
 
         Raises:
-            ValueError: a model that its YAML does not build, such as a fused one, without pickles.
+            ValueError: `.safetensors` for a model that its YAML does not build, such as a fused one.
         """
         if str(filename).endswith(tensors_file.SUFFIX):
             self._check_is_pytorch_model()
@@ -124,7 +126,7 @@ class OpenedYOLO(YOLO):
             super().save(filename)
 
     def load(self, weights: Any = "yolo11n.pt") -> OpenedYOLO:
-        """Load weights as upstream does; a trained IoU channel among them comes along.
+        """Load weights as upstream does, a trained IoU channel included.
 
         Args:
             weights: path, checkpoint or module; for a ported detector also torchvision's weights, a .pth file or the
@@ -148,7 +150,7 @@ class OpenedYOLO(YOLO):
             source = safe_load.load_checkpoint(weights, trust=self.trust)[0]
         if isinstance(source, torch.nn.Module) and isinstance(self.model, DetectionModel):
             if isinstance(source, DetectorModel) and not isinstance(self.model, DetectorModel):
-                raise ValueError(f"expected weights of a YOLO, got those of a {source.kind}: take its model YAML")
+                raise ValueError(f"expected weights of a YOLO, got weights of a {source.kind}: use its model YAML")
             if isinstance(self.model, DetectorModel):
                 if isinstance(source, DetectorModel) and source.kind == self.model.kind:
                     config = inherit(self.model.yaml, source.yaml)
@@ -179,7 +181,7 @@ class OpenedYOLO(YOLO):
 
 
 def _near(path: Path) -> str:
-    """Name models like one that is not there: of ours, of Ultralytics and of files beside it."""
+    """Suggest names of models close to a missing one: ours, Ultralytics' and files in its folder."""
     beside = [file.name for file in path.parent.glob("*") if file.suffix in {".pt", ".yaml", ".onnx", ".safetensors"}]
     return did_you_mean(path.name, [*beside, *bundled(), *GITHUB_ASSETS_NAMES], most=3, cutoff=0.75)
 

@@ -53,7 +53,7 @@ _LOCK = threading.Lock()  # torch keeps its allow-list for the whole process
 
 
 class RefusedCheckpoint(ValueError):
-    """A checkpoint that is not data alone, or one that would have data fetched."""
+    """A checkpoint that holds more than data, or names data that would have to be fetched."""
 
 
 def check(file: str | Path, *, trust: bool = False) -> None:
@@ -102,7 +102,7 @@ def check(file: str | Path, *, trust: bool = False) -> None:
         raise _refusal(path, ", ".join(unknown) or str(error).splitlines()[0]) from None
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint: it is empty, cut off or something else "
+            f"{path} cannot be read as a checkpoint: it is empty, cut off or of another kind "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''})"
         ) from error
     if isinstance(content, Held):
@@ -173,7 +173,7 @@ def refuse_fetching(data: Any, file: str | Path) -> None:
     """
     if is_fetched(data):
         raise RefusedCheckpoint(
-            f"{file} was trained on {data}. Nothing is fetched because a file names it: give data=..., that address "
+            f"{file} was trained on {data}. mlc-yolo fetches no address that a file names: give data=..., that address "
             "if you trust it, or a copy that lies here"
         )
 

@@ -61,7 +61,7 @@ def to_stock(model: DetectionModel) -> DetectionModel:
         TypeError: `model` is not a detection model.
     """
     if not isinstance(model, DetectionModel):
-        raise TypeError(f"expected a detection model, got {type(model).__name__}; of a YOLO object, pass its `.model`")
+        raise TypeError(f"expected a detection model, got {type(model).__name__}; for a YOLO object, pass its `.model`")
     stock = deepcopy(model)
     stock.__class__ = DetectionModel  # a copy: upstream builds models of a YAML alone, with fresh weights
     stock.criterion = None

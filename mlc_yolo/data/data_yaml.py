@@ -1,7 +1,7 @@
-"""What a data YAML must not do, checked before Ultralytics reads it.
+"""Check a data YAML before Ultralytics reads it.
 
-Ultralytics checks that `train`, `val` and one of `names` and `nc` are there and agree. Beyond that it would run a
-program that the file holds, follow links in circles, or accept what fails in the middle of a training.
+Ultralytics checks that `train`, `val` and one of `names` and `nc` exist and agree. It would also run a program that the
+file holds, follow links in circles, and accept values that fail in the middle of a training. Those are refused here.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _check_names(names: Any, source: Path) -> None:
         raise ValueError(f"{source}: 'names' must be numbered 0 to {len(names) - 1}; got {_short(list(names))}.")
     for name in names.values() if isinstance(names, dict) else names:
         if name is None or isinstance(name, list | dict):
-            raise ValueError(f"{source}: 'names' must be a word each; got {_short(name)}.")
+            raise ValueError(f"{source}: each entry of 'names' must be a word; got {_short(name)}.")
 
 
 def _refuse_program(settings: Mapping[str, Any], source: Path, split: str) -> None:
@@ -71,8 +71,8 @@ def _refuse_program(settings: Mapping[str, Any], source: Path, split: str) -> No
     missing = [path for path in image_paths(settings, source, split) if not os.path.exists(path)]
     if missing and download:
         raise ValueError(
-            f"{source}: {missing[0]} does not exist, and 'download' is a program to fetch it, which is not run for "
-            "you: read it and run it yourself, or correct the paths."
+            f"{source}: {missing[0]} does not exist. 'download' holds a program that would fetch it, and mlc-yolo does "
+            "not run it: read it and run it yourself, or correct the paths."
         )
 
 

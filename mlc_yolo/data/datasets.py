@@ -1,6 +1,6 @@
-"""Data sets that say what is wrong with them; also those of another geometry or augmentation: warped, and SSD's.
+"""Ultralytics' data set with clear errors, and two variants: images warped to the input, and SSD's augmentation.
 
-Ultralytics' builder knows its own classes only, by global names; `build` gives these what it would give those.
+Ultralytics' builder makes only its own classes, by global names. `build` makes ours from the same arguments.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class CheckedDataset(YOLODataset):
         """Say how many of the images listed are left out, if any; upstream has named them one by one."""
         if count and LOCAL_RANK in {-1, 0}:
             LOGGER.warning(
-                f"{self.prefix}{count} of {listed} images are left out, damaged or with labels that are not valid: "
-                "the messages above say why"
+                f"{self.prefix}{count} of {listed} images are left out because they are damaged or their labels are "
+                "invalid; see the messages above"
             )
 
     def _load_or_scan_cache(self, cache_path: Path, cache_hash: str) -> tuple[dict[str, Any], bool]:
@@ -84,8 +84,8 @@ class CheckedDataset(YOLODataset):
             if not os.path.isfile(self.im_files[i]):
                 raise
             raise ValueError(
-                f"{self.im_files[i]} cannot be decoded: it is damaged, or of a kind that OpenCV does not read, such as "
-                "pixels of 32 bits. Remove it or save it anew as 8-bit PNG or JPEG"
+                f"{self.im_files[i]} cannot be decoded: it is damaged, or OpenCV does not read its format, such as "
+                "pixels of 32 bits. Remove it, or save it as 8-bit PNG or JPEG"
             ) from error
         return loaded
 
@@ -209,7 +209,7 @@ def build(
 
 
 def _check_labels(dataset: YOLODataset, args: Any) -> None:
-    """Refuse classes that the data has not, and say which labels hold boxes without area inside their image."""
+    """Refuse classes that the data lacks, and warn of boxes that have no area inside their image."""
     asked = [] if args.classes is None else np.atleast_1d(args.classes).tolist()
     names = dataset.data["names"]
     if unknown := [label for label in asked if label not in names]:
@@ -226,5 +226,5 @@ def _check_labels(dataset: YOLODataset, args: Any) -> None:
     image = np.repeat(np.arange(len(dataset.labels)), [len(label["bboxes"]) for label in dataset.labels])[empty]
     LOGGER.warning(
         f"{dataset.prefix}{len(image)} boxes in {len(set(image))} images have no area inside their image, the first in "
-        f"{dataset.labels[image[0]]['im_file']}: they train nothing, and validation counts them as never found"
+        f"{dataset.labels[image[0]]['im_file']}: training ignores them, and validation counts them as missed"
     )

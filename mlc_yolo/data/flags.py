@@ -1,4 +1,4 @@
-"""What YOLO labels cannot hold, in a file per split: flags/<split>.json, beside images/<split> and labels/<split>.
+"""Flags of objects that YOLO labels cannot hold: flags/<split>.json, beside images/<split> and labels/<split>.
 
     {"version": 1, "images": {stem: {"file": name in the source, "id": the source's id of the image, if any,
       "objects": [{"row": [class, cx, cy, w, h], ...}], "crowd": [{"row": [...], ...}]}}}
@@ -6,7 +6,7 @@
 `objects` are the rows of the label file in its order, `crowd` the regions that are not in it. Beside its row each may
 have "difficult", "truncated", "occluded" (only where true), "id" and "area" (px^2, as in the source).
 
-Objects are found again by their boxes, not by their row numbers: Ultralytics sorts the rows of a label file in which it
+Objects are matched by their boxes, not by their row numbers: Ultralytics sorts the rows of a label file in which it
 finds duplicates, `classes=` drops rows, and labels are edited by hand.
 """
 
@@ -76,7 +76,7 @@ def read_flags(source: str | Path | Sequence[str | Path], split: str = "val") ->
         if folder.parent.name in {"images", "labels"} and file.is_file():
             images = _read(file)
             if twice := sorted(flags.keys() & images.keys()):
-                raise ValueError(f"{file}: another folder of the split has an image {twice[0]!r} as well.")
+                raise ValueError(f"{file}: two folders of this split hold an image {twice[0]!r}. Rename one.")
             flags |= images
     return flags
 

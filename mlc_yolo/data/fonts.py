@@ -1,4 +1,4 @@
-"""A font for Ultralytics' plots that is here already: it would download Arial for every data set it opens."""
+"""Give Ultralytics' plots an installed font. Without it, Ultralytics downloads Arial for every data set."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Caches of labels are data too: those beside a data set are read restrictedly before Ultralytics opens them.
+"""Label caches are data, not programs: a restricted reader reads them before Ultralytics opens them.
 
-Ultralytics notes what it found in a folder of labels in a `.cache` beside it, a pickle in NumPy's file, and opens that
-unrestricted the next time. A pickle may call anything, and a data set comes from anywhere. So it is read here first
-with stand-ins for the three names that such a cache is made of, beside Python's own containers and numbers:
+Ultralytics stores what it read from a folder of labels in a `.cache` beside it, a pickle in NumPy's format, and next
+time opens that without restriction. A pickle may call anything, and a data set may come from anywhere. So this reader
+opens the cache first. It allows Python's containers and numbers, and stand-ins for three names:
 
 1. `numpy.ndarray` is an argument of `_reconstruct` and never called: by itself it would lay an array over any memory.
 2. `numpy.dtype` is of numbers or objects, in the words and with the flags that NumPy writes.
 3. An array's state holds as many items as its shape says, objects in a list and numbers in bytes. NumPy takes a shorter
    list and reads on behind it.
 
-The law: where this reader stops without refusing anything, NumPy's stops as well, so nothing is run that was not read.
+The law: where this reader stops without a refusal, NumPy's stops too, so NumPy runs nothing that was not read here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The images that a folder or a list of paths means, as Ultralytics finds them."""
+"""List the images of a folder or of a list of paths, as Ultralytics finds them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def image_files(source: str | Path | Sequence[str | Path]) -> list[str]:
     """
     files = [file for place in _several(source) for file in named_images(place)]
     if not files:
-        raise FileNotFoundError(f"images: none in '{source}'. Expected .jpg, .png or the like")
+        raise FileNotFoundError(f"no images in '{source}'. Expected .jpg, .png or similar files")
     return sorted({os.path.abspath(file) for file in files})
 
 
@@ -68,8 +68,8 @@ def warn_of_blanks(source: str | Path | Sequence[str | Path]) -> None:
         hidden = [line for line in _lines(Path(place)) if line != line.strip() and _is_image(line.strip())]
         if hidden:
             LOGGER.warning(
-                f"{place}: blanks stand before or behind {len(hidden)} paths, such as {hidden[0]!r}: those images are "
-                "not found. Remove the blanks"
+                f"{place}: {len(hidden)} paths begin or end with blanks, such as {hidden[0]!r}: Ultralytics does not "
+                "find those images. Remove the blanks"
             )
 
 
@@ -92,7 +92,7 @@ def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8-sig").strip().splitlines()
     except UnicodeDecodeError as error:
-        raise FileNotFoundError(f"images: '{file}' is no list of paths, which is text in UTF-8") from error
+        raise FileNotFoundError(f"'{file}' is not a list of image paths: expected text in UTF-8") from error
 
 
 def _is_image(file: str) -> bool:
@@ -111,7 +111,7 @@ def refuse_loops(folder: str | Path) -> None:
         ValueError: names the link and where it leads; or the folder is the root of the file system.
     """
     if os.path.dirname(os.path.abspath(folder)) == os.path.abspath(folder):
-        raise ValueError(f"{folder} is the root of a file system, which is no folder of images")
+        raise ValueError(f"{folder} is the root of a file system: give a folder of images")
     pending: list[tuple[str, tuple[str, ...]]] = [(str(folder), (os.path.realpath(folder),))]
     while pending:
         path, above = pending.pop()
@@ -122,7 +122,7 @@ def refuse_loops(folder: str | Path) -> None:
                 real = os.path.realpath(entry.path) if entry.is_symlink() else os.path.join(above[-1], entry.name)
                 if any(outer == real or outer.startswith(os.path.join(real, "")) for outer in above):
                     raise ValueError(
-                        f"the link {entry.path} leads back to {real}, in which it lies, so the search for images would "
-                        "go in circles: remove it"
+                        f"the link {entry.path} leads back to {real}, which contains it: the search for images "
+                        "would never end. Remove the link"
                     )
                 pending.append((entry.path, (*above, real)))

@@ -1,9 +1,9 @@
-"""From a `data=` argument to something Ultralytics reads; sets that are drawn are drawn here, once, into the cache.
+"""Turn a `data=` argument into a data set that Ultralytics reads. The demo set is drawn here, once, into the cache.
 
-A drawn set is written to a folder beside its final one and renamed when complete, so a set is there whole or not at
-all: an interrupted run leaves nothing that is taken for a set, and of several processes that draw at once the first to
-finish provides the set and the others use it. A manifest of SHA-256 sums is checked at each use; a damaged set is drawn
-again. The folder's name holds a hash of the parameters and of the generator's version.
+A drawn set is written to a temporary folder and renamed when complete. An interrupted run therefore leaves no partial
+set; when several processes draw at once, the first to finish provides the set and the others use it. A manifest of
+SHA-256 sums is checked at each use, and a damaged set is drawn again. The folder's name holds a hash of the parameters
+and of the generator's version.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images that two lists have in common, whatever they are called: links, hard links and copies."""
+"""Find images that two lists share under any name: links, hard links and copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's protocol for few labels and many unlabelled images, for any data set: percents of the training images, folds.
+"""Split a data set into labelled and unlabelled images by COCO's protocol: percents of training images, in folds.
 
     output/
       mine-5pct-fold0.yaml            trains directly; its `unlabeled:` is the list of the rest

@@ -1,12 +1,12 @@
-"""Images without labels on Ultralytics' data set: two views of each, of one geometry.
+"""A data set of unlabelled images that returns two views of each, with the same geometry.
 
 1. An image is loaded, moved and flipped as the run's own options say; mosaic, mixup, random scale and colours are left
    out.
 2. That is the weak view, for the teacher, which sees objects at the size they have when it predicts.
 3. The strong view, for the student, is the same with colours, blur and cut-out rectangles changed at random.
 
-No label is read, also where a file of labels lies beside the image. An image that cannot be read is left out, and
-said. The views are part of our reconstruction of SED (see `mlc_yolo.losses.distillation`).
+No label is read, even if a label file lies beside the image. An image that cannot be read is left out with a warning.
+The views are part of our reconstruction of SED (see `mlc_yolo.losses.distillation`).
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def complete(content: Mapping[str, Any], source: Any = "model YAML") -> dict[str
     return config
 
 
-def settle(config: Mapping[str, Any], *, pretrained: bool) -> dict[str, Any]:
+def fill_empty(config: Mapping[str, Any], *, pretrained: bool) -> dict[str, Any]:
     """Fill `norm`, `trainable_stages` and `quality` where they are left empty.
 
     Args:

@@ -15,7 +15,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import intersect_dicts
 
-from mlc_yolo.detectors.config import complete, settle
+from mlc_yolo.detectors.config import complete, fill_empty
 from mlc_yolo.detectors.frozen_norm import FrozenNorm
 from mlc_yolo.detectors.multibox import PYRAMIDS, level_widths
 from mlc_yolo.detectors.parts import RESNET_STAGES, Backbone, Pyramid, frozen_prefixes
@@ -55,7 +55,7 @@ class DetectorModel(DetectionModel):
         if ch != 3:
             raise ValueError(f"{cfg.get('detector')} takes RGB images (channels: 3), got {ch} channels")
         config = complete({**cfg, **({} if nc is None else {"nc": nc})}, cfg.get("yaml_file", "model"))
-        self.yaml = {**settle(config, pretrained=False), "channels": ch}
+        self.yaml = {**fill_empty(config, pretrained=False), "channels": ch}
         kind, width, levels, follows = (self.yaml[key] for key in ("detector", "width", "levels", "follows"))
         norm: dict[str, Any] = {"frozen_norm": self.yaml["norm"] == "frozen", "norm_eps": self.yaml["norm_eps"]}
         if self.yaml["backbone"] == VGG:

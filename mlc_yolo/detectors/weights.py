@@ -20,7 +20,7 @@ from torchvision.models import get_weight
 from torchvision.models.detection import RetinaNet_ResNet50_FPN_Weights
 from ultralytics.utils import LOGGER
 
-from mlc_yolo.detectors.config import settle
+from mlc_yolo.detectors.config import fill_empty
 from mlc_yolo.detectors.model import DetectorModel
 
 _PREFIXES = {"backbone.body.": "model.0.body.", "backbone.fpn.": "model.1.fpn.", "head.": "model.2."}
@@ -55,7 +55,7 @@ def start_from(
     state = _read(source)
     kind = _kind(state, source)
     if kind == "backbone":
-        model = DetectorModel(settle(config, pretrained=True), nc=nc, verbose=False)
+        model = DetectorModel(fill_empty(config, pretrained=True), nc=nc, verbose=False)
         _load_backbone(model, state, source, verbose)
         return model
     if kind != config["detector"]:
@@ -75,7 +75,7 @@ def start_from(
     classes = len(state["head.classification_head.cls_logits.bias"]) // _ANCHORS[kind]
     published = state.pop("norm_eps", None)
     settled = {
-        **settle(config, pretrained=True),
+        **fill_empty(config, pretrained=True),
         "follows": "torchvision",
         "norm_eps": config["norm_eps"] if published is None else float(published),
         "quality": config["quality"] or ("centerness" if kind == "fcos" else "iou"),

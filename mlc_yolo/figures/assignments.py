@@ -131,7 +131,7 @@ def assigner_pair(asked: str | Assigner | Iterable[str | Assigner], *, own: str 
         asked = [name.strip(" '\"") for name in asked.strip("[]() ").split(",")]
     chosen: list[str | Assigner] = [asked] if callable(asked) else list(asked)
     chosen = [
-        options.check({"assigner": choice})["assigner"] if isinstance(choice, str) else choice for choice in chosen
+        options.validated({"assigner": choice})["assigner"] if isinstance(choice, str) else choice for choice in chosen
     ]
     if len(chosen) == 1:
         chosen = [own, *chosen]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
-from mlc_yolo.options.specification import check, defaults, settle
+from mlc_yolo.options.specification import defaults, settle, validated
 from mlc_yolo.options.stock_arguments import check_stock
 
 #: Options of checkpoints written before they were renamed -> their names.
@@ -50,15 +50,15 @@ class Arguments:
         if trust:
             ours.setdefault("trust", True)
         check_stock(stock)
-        return cls({**defaults(), **check(ours)}, stock, frozenset(ours))
+        return cls({**defaults(), **validated(ours)}, stock, frozenset(ours))
 
     @property
     def trust(self) -> bool:
-        """Whether checkpoints are opened whatever they hold."""
+        """Whether checkpoints are opened without being checked."""
         return bool(self.ours["trust"])
 
     def for_model(self, detector: str | None) -> Arguments:
-        """Return them with options left empty as the model means them.
+        """Return a copy in which empty options have the values they mean for the model.
 
         Args:
             detector: kind of a ported detector; None is YOLO.
@@ -69,7 +69,7 @@ class Arguments:
         return replace(self, ours=settle(self.ours, detector))
 
     def flat(self) -> dict[str, Any]:
-        """Return what was given in one dict, as upstream hands arguments on."""
+        """Return the explicit arguments in one dict, as upstream passes arguments on."""
         return {**self.stock, **{name: self.ours[name] for name in self.explicit}}
 
 

@@ -44,8 +44,8 @@ def defaults() -> dict[str, Any]:
     return {name: spec["default"] for name, spec in specifications().items()}
 
 
-def check(ours: Mapping[str, Any]) -> dict[str, Any]:
-    """Check values and resolve aliases.
+def validated(ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values checked, with aliases resolved.
 
     Args:
         ours: our options by name, any subset.
@@ -74,7 +74,7 @@ def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, An
     filled = {**ours, **{name: value for name, value in OWN[detector].items() if ours.get(name) is None}}
     if detector is not None and filled.get("iou_head") is not None:
         raise ValueError(
-            f"iou_head is for YOLO: say what this {detector} predicts beside the boxes, such as "
+            f"iou_head is for YOLO: choose what this {detector} predicts beside the boxes, such as "
             f"quality={'iou' if filled['iou_head'] else 'none'}"
         )
     if detector is None and filled.get("quality") is not None:

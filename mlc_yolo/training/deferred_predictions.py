@@ -1,4 +1,4 @@
-"""Predictions that are made when an assigner looks at them: static ones never do."""
+"""Predictions that are decoded on first use. Static assigners never read them."""
 
 from __future__ import annotations
 

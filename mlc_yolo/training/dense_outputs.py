@@ -1,4 +1,4 @@
-"""A head's predictions at every anchor, decoded, with gradients: what a student is compared with its teacher by."""
+"""A head's decoded predictions at every anchor, with gradients. Distillation compares student and teacher by them."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
-"""A detection trainer whose runs survive being killed: whole files, and a resume that goes on exactly.
+"""A detection trainer whose runs survive being killed: files are always whole, and resuming is exact.
 
-1. Every checkpoint is written beside its place and moved there in one step, last.pt after the others: a run goes on
-   from last.pt, and what its epoch wrote beside it must be there by then.
-2. last.pt holds what upstream's does not; `training.exact_resume` says what, and what is exact for it. Its weights are
-   serialised once an epoch; those of best.pt, in upstream's form, where the epoch was the best so far.
-3. At the end both are stripped, and stand beside what they hold without pickles; see `checkpoints.tensors_file`.
+1. Every checkpoint is written to a folder beside its place, then moved in one step. last.pt moves last, because a run
+   resumes from it: by then the epoch's other files are in place.
+2. last.pt holds more state than upstream's; see `training.exact_resume`. Its weights are serialised once an epoch.
+   best.pt has upstream's form and is serialised only when the epoch is the best so far.
+3. At the end both are stripped, and each gets a copy without pickles; see `checkpoints.tensors_file`.
 
-A resumed run's first epoch puts random states and pending gradients back as it begins, the latest moment before images
-are drawn: whatever was drawn to set the run up does not count.
+A resumed run restores random states and pending gradients as its first epoch begins, just before images are drawn, so
+random numbers drawn while the run is set up have no effect.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from mlc_yolo.training import exact_resume
 
 
 class DurableTrainer(DetectionTrainer):
-    """`DetectionTrainer` that can be killed at any point and resumed as if it had not been."""
+    """`DetectionTrainer` that can be killed at any point and resumes exactly."""
 
     args: Any
     model: Any
@@ -41,7 +41,7 @@ class DurableTrainer(DetectionTrainer):
     _resumed: dict[str, Any] | None = None  # what last.pt keeps as `resume`, until the first epoch begins
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
-        """Restore the checkpoint's arguments as upstream does, but go on where the file lies: a run may be moved."""
+        """Restore the checkpoint's arguments as upstream does, but continue in the file's folder: runs may move."""
         super().check_resume(overrides)
         if not self.resume or overrides.get("save_dir") is not None:
             return
@@ -52,7 +52,7 @@ class DurableTrainer(DetectionTrainer):
             self.args.save_dir, self.args.exist_ok = None, False
 
     def _do_train(self) -> None:
-        """Train as upstream does; a run that was killed once all epochs were saved is only brought to its end."""
+        """Train as upstream does. A run that was killed after its last epoch is only finished."""
         try:
             super()._do_train()
         except _Over:
@@ -65,7 +65,7 @@ class DurableTrainer(DetectionTrainer):
                 self.run_callbacks("on_train_end")
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
-        """Resume as upstream does, then put back what it does not keep."""
+        """Resume as upstream does, then restore the state that upstream does not keep."""
         if self.resume and ckpt is not None and exact_resume.STUDENT in ckpt and ckpt["epoch"] + 1 >= self.epochs:
             raise _Over
         super().resume_training(ckpt)
@@ -88,7 +88,7 @@ class DurableTrainer(DetectionTrainer):
             model.load_state_dict({**model.state_dict(), **student})
 
     def _forget_rows(self) -> None:
-        """Drop results of epochs that are trained again: the run was killed between their row and their checkpoint."""
+        """Drop rows of epochs that are trained again: the run was killed after their row, before their checkpoint."""
         if RANK not in {-1, 0} or not self.csv.exists():
             return
         header, *rows = self.csv.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
@@ -111,7 +111,7 @@ class DurableTrainer(DetectionTrainer):
             self._redraw(state["draws"])
 
     def _draws(self) -> dict[str, Any]:
-        """Return the states of what is drawn at random."""
+        """Return the states of the random generators."""
         return exact_resume.draws(self.train_loader)
 
     def _redraw(self, state: dict[str, Any]) -> None:
@@ -119,14 +119,14 @@ class DurableTrainer(DetectionTrainer):
         exact_resume.redraw(state, self.train_loader)
 
     def _model_train(self) -> None:
-        """Enter training mode, upstream's first act of every epoch; of a resumed run's first, go on."""
+        """Enter training mode, upstream's first act of every epoch. A resumed run restores its state here."""
         super()._model_train()
         if self._resumed is not None:
             self._go_on(self._resumed)
             self._resumed = None
 
     def get_dataloader(self, dataset_path: str, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        """Return upstream's loader; one of training images can be brought to where it was."""
+        """Return upstream's loader; the loader of training images can return to a saved position."""
         loader = super().get_dataloader(dataset_path, batch_size, rank, mode)
         return exact_resume.RecordedLoader.of(loader) if mode == "train" else loader
 
@@ -140,7 +140,7 @@ class DurableTrainer(DetectionTrainer):
         self._accumulate = batches
 
     def _build_train_pipeline(self) -> None:
-        """Build upstream's loaders and optimiser, also where memory ran out: then counting starts anew."""
+        """Build upstream's loaders and optimiser, again after memory ran out, and reset the counters."""
         self._pending = self._put_off = 0
         super()._build_train_pipeline()
 
@@ -192,7 +192,7 @@ class DurableTrainer(DetectionTrainer):
         return due or is_qat(average) or not all(value.isfinite().all() for value in average.state_dict().values())
 
     def _state(self) -> dict[str, Any]:
-        """Return what last.pt keeps of the run beside weights."""
+        """Return the run's state that last.pt keeps beside the weights."""
         recorded = isinstance(self.train_loader, exact_resume.RecordedLoader)  # not a loader of the user's own
         return {
             "accumulate": self._accumulate,
@@ -230,7 +230,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _strip(file: Path, updates: dict[str, Any]) -> None:
-    """Strip a checkpoint as upstream does, and of what only resuming needs."""
+    """Strip a checkpoint as upstream does, and remove the state that only resuming needs."""
     resuming = (exact_resume.STUDENT, exact_resume.RESUME)
     with _Staging(file.parent) as staging:
         staged = staging / file.name
@@ -247,11 +247,11 @@ def _strip(file: Path, updates: dict[str, Any]) -> None:
 
 
 class _Over(Exception):
-    """Raised where a run would resume of which every epoch is done."""
+    """Raised on resuming a run whose epochs are all done."""
 
 
 class _Staging:
-    """A folder beside checkpoints where upstream writes them before they are put in place; gone at the end."""
+    """A folder beside the checkpoints where upstream writes them first; removed at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / ".part"

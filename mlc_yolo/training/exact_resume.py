@@ -1,19 +1,19 @@
-"""What last.pt holds beyond Ultralytics' own, so that a resumed run gives the uninterrupted run's weights.
+"""The state that last.pt adds to Ultralytics', so that a resumed run ends with the uninterrupted run's weights.
 
-Ultralytics keeps the averaged weights and the optimizer's state in half precision, makes the student of the average,
-and starts the random numbers, the order of images, the mosaic's store of images and the gradients not yet stepped with
-anew. While a run lasts, our last.pt holds instead, or as well:
+Ultralytics keeps the averaged weights and the optimizer's state in half precision. On resuming it copies the student
+from the average. It restarts the random numbers, the order of images and the mosaic's store of images, and drops
+gradients that no optimizer step has used. While a run lasts, our last.pt holds instead, or in addition:
 
 1. `ema` and `optimizer` in single precision;
 2. `student`: the weights being trained;
 3. `resume`: the states of the random generators and loaders, and gradients gathered since the last optimizer step.
 
-It is larger for that: 12 bytes a weight with SGD where Ultralytics has 4, 16 with AdamW where it has 10, and 4 more
-where gradients are pending. best.pt is as Ultralytics writes it, and the end of the run strips both.
+The file is larger: with SGD 12 bytes a weight instead of 4, with AdamW 16 instead of 10, and 4 more while gradients are
+pending. best.pt is as Ultralytics writes it. The end of the run strips both.
 
-The result is exact on a CPU, where images are loaded in the training process. With loader processes (`workers`), and on
-several devices, weights, optimizer, average and schedule are the same, but the order of images and their augmentation
-are other draws; on a GPU arithmetic itself may differ. Albumentations' transforms keep random states of their own.
+The result is exact on a CPU with images loaded in the training process. With loader processes (`workers`) or several
+devices, weights, optimizer, average and schedule are restored, but images come in another order with other
+augmentation. On a GPU, arithmetic may differ too. Albumentations' transforms keep random states of their own.
 """
 
 from __future__ import annotations
@@ -156,7 +156,9 @@ def redraw(state: dict[str, Any], loader: Any) -> None:
     Where images have come or gone since, they stand for other ones: the run goes on with other draws, and says so.
     """
     if (images := state.get("images", len(loader.dataset))) != len(loader.dataset):
-        LOGGER.warning(f"{images} images were trained on, now there are {len(loader.dataset)}: other ones are drawn")
+        LOGGER.warning(
+            f"The run started with {images} images and now has {len(loader.dataset)}: the order of images will differ"
+        )
         return
     if state["mosaic"]:  # images that mosaics choose from, in the order in which they came
         loader.dataset.buffer.clear()

@@ -1,4 +1,4 @@
-"""What a model cannot be trained with, refused before any file is touched."""
+"""Refusals of options that do not fit the model, the data or the run, raised before any file is written."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def refuse_for_detector(config: dict[str, Any], name: str, arguments: Arguments,
     quality, stock = arguments.ours["quality"], arguments.stock
     config = complete({**config, **({"quality": quality} if quality else {})}, name)
     if stock.get("cls_pw"):
-        raise ValueError(f"cls_pw={stock['cls_pw']} weighs YOLO's classes, not those of a {config['detector']}")
+        raise ValueError(f"cls_pw={stock['cls_pw']} is for YOLO, not for a {config['detector']}: leave it out")
     pretrained = stock.get("pretrained")
     if is_torchvision(pretrained) and not stock.get("resume"):
         if has_weights:
-            raise ValueError(f"pretrained={pretrained} starts a model YAML; this model has weights already")
+            raise ValueError(f"pretrained={pretrained} starts a model YAML, but this model has weights: leave it out")
         start_from(config, str(pretrained), verbose=False)
 
 
@@ -57,7 +57,7 @@ def refuse_for_yolo(model: nn.Module, name: str, arguments: Arguments) -> None:
     pretrained = arguments.stock.get("pretrained")
     if is_torchvision(pretrained) and not arguments.stock.get("resume"):
         raise ValueError(
-            f"pretrained={pretrained} holds torchvision weights, for {', '.join(bundled())}; '{name}' is none of them"
+            f"pretrained={pretrained} holds torchvision weights. They fit {', '.join(bundled())}, not '{name}'"
         )
     if isinstance(model, DetectionModel) and arguments.ours["iou_head"]:
         layers: Any = model.model
@@ -65,31 +65,31 @@ def refuse_for_yolo(model: nn.Module, name: str, arguments: Arguments) -> None:
 
 
 def refuse_lengths(run: Any) -> None:
-    """Refuse a warm-up, steps or a burn-in that leave nothing of the run.
+    """Refuse a warm-up, steps or a burn-in that are as long as the run.
 
     Args:
         run: arguments of the run as a namespace, ours included.
 
     Raises:
-        ValueError: names the option and how it may be mended.
+        ValueError: names the option and says how to correct it.
     """
     epochs = max(run.epochs, 1)
     warmup_epochs(run.assigner_warmup, run.assigner, run.epochs)
     if run.lr_steps and run.lr_steps[-1] >= run.epochs:
         raise ValueError(
             f"lr_steps={','.join(map(str, run.lr_steps))} must lie within the run of epochs={run.epochs}: "
-            "the last step would never come. Give lr_steps=None for Ultralytics' schedule; "
-            "mlc-yolo reproduce moves a row's steps along with its epochs"
+            "the run ends before the last step. Give lr_steps=None for Ultralytics' schedule; "
+            "mlc-yolo reproduce scales a row's steps with its epochs"
         )
     if warmup_length(run.iou_warmup, None, run.epochs) >= epochs:
         raise ValueError(
             f"iou_warmup={run.iou_warmup:g} must end before the run of epochs={run.epochs}: "
-            "the predicted IoU would never be trained"
+            "the run would not train the predicted IoU. Give a shorter one"
         )
     if learns_without_labels(vars(run)) and warmup_length(run.ssl_burn_in, None, run.epochs) >= epochs:
         raise ValueError(
             f"ssl_burn_in={run.ssl_burn_in:g} must end before the run of epochs={run.epochs}: "
-            "nothing would be learned without labels"
+            "the run would not use the images without labels. Give a shorter one"
         )
 
 
@@ -103,7 +103,7 @@ def refuse_devices(device: Any) -> None:
         ValueError: it names several.
     """
     if len(re.findall(r"\d+", str(device))) > 1:
-        raise ValueError("an assigner object trains on one device: choose one, such as device=0")
+        raise ValueError("an assigner object works on one device only: choose one, such as device=0")
 
 
 def refuse_channels(run: Any, channels: int) -> None:
@@ -130,7 +130,7 @@ def learns_without_labels(ours: Mapping[str, Any]) -> bool:
 
 
 def refuse_finished(checkpoint: Mapping[str, Any], name: str) -> None:
-    """Refuse to resume what upstream would start anew, with other data.
+    """Refuse `resume=True` for a model that upstream would silently train from the start, on other data.
 
     Args:
         checkpoint: what the model was loaded from; empty if from a YAML.
@@ -141,16 +141,16 @@ def refuse_finished(checkpoint: Mapping[str, Any], name: str) -> None:
     """
     if checkpoint.get("epoch", -1) >= 0 and checkpoint.get("optimizer") is not None:
         return
-    ended = "the training it is from has ended" if checkpoint else "it is no checkpoint"
+    ended = "its training has ended" if checkpoint else "it is not a checkpoint"
     raise ValueError(
         f"resume=True: '{name}' cannot be resumed, {ended}. Give the last.pt of an interrupted run, such as "
-        "model=runs/detect/train/weights/last.pt. To train a finished model further leave resume out, and say data= "
+        "model=runs/detect/train/weights/last.pt. To train a finished model further, leave resume out and give data= "
         "and epochs="
     )
 
 
 def refuse_classes(sets: Iterable[str]) -> None:
-    """Refuse data of several classes for a model of one; what cannot be read is upstream's to refuse.
+    """Refuse data of several classes for a model of one class. Upstream refuses data that cannot be read.
 
     Args:
         sets: data YAMLs.
@@ -164,5 +164,5 @@ def refuse_classes(sets: Iterable[str]) -> None:
         if names is not None and len(names) > 1:
             raise ValueError(
                 f"an RPN proposes objects of one class, but {data} has {len(names)}: train with single_cls=True, which "
-                "takes them for one"
+                "merges them"
             )

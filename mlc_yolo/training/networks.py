@@ -1,4 +1,4 @@
-"""The network that a training begins with: the layers asked for, with the weights it starts from."""
+"""Build the network that a training starts with: its layers, its marker and its first weights."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def build_yolo(
         ValueError: options or weights that this model cannot have.
     """
     if isinstance(weights, DetectorModel):
-        raise ValueError(f"expected weights of a YOLO, got those of a {weights.kind}: take its model YAML")
+        raise ValueError(f"expected weights of a YOLO, got weights of a {weights.kind}: use its model YAML")
     ours = arguments.for_model(None).ours
     model = DetectionModel(cfg, nc=data["nc"], ch=data["channels"], verbose=verbose)
     model.yaml = model_yaml.without_fetching(model.yaml)
@@ -57,7 +57,7 @@ def build_yolo(
         if wanted and ours["iou_head"] is None and not has_room(head):
             wanted = False
             if verbose:
-                LOGGER.info(f"{type(head).__name__} has no room for the IoU channel: training as with iou_head=False")
+                LOGGER.info(f"{type(head).__name__} has no place for the IoU channel: training with iou_head=False")
     if wanted:
         add_iou_channel(head)
     _set_ranking(model, ours)
@@ -100,7 +100,7 @@ def build_detector(
     if config["detector"] == "rpn" and nc != 1:
         raise ValueError(
             f"an RPN proposes objects of one class, but {data.get('yaml_file', 'the data')} has {nc}: "
-            "train with single_cls=True, which takes them for one"
+            "train with single_cls=True, which merges them"
         )
     if weights is None and is_torchvision(pretrained):
         model = start_from(config, pretrained, nc=nc)

@@ -1,4 +1,4 @@
-"""A teacher's confident detections, as the labels of images that have none."""
+"""Turn a teacher's confident detections into labels of unlabelled images."""
 
 from __future__ import annotations
 

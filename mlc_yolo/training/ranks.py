@@ -1,8 +1,8 @@
-"""One all-reduce a step: what all of its normalisers come to over the ranks that train together.
+"""One all-reduce a step sums all normalisers over the ranks that train together.
 
 1. A loss is a sum over this rank's anchors, divided by a normaliser that is counted over all ranks.
-2. Who decides hands its rank's part of every normaliser in as `Pending`, with a function that makes losses of the sums.
-3. `joined` puts several such parts of a step together; `over_ranks` sums all of them at once and finishes.
+2. A criterion returns its rank's part of every normaliser as `Pending`, with a function from the sums to the losses.
+3. `joined` merges several parts of a step; `over_ranks` sums them in one all-reduce and computes the losses.
 
 Upstream multiplies a loss by the number of ranks and averages gradients over them: together they sum.
 """

@@ -1,4 +1,4 @@
-"""The criterion of semi-supervised training: the supervised one, and what a teacher says of images without labels.
+"""The criterion of semi-supervised training: supervised losses, plus losses against a teacher without labels.
 
 SED-style: `mlc_yolo.losses.distillation` says what is the abstract's and what is our reconstruction. In a step:
 

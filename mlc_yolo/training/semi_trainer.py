@@ -81,14 +81,16 @@ class SemiTrainer(MLCTrainer):
         settled = super()._prepare(run)
         if not learns_without_labels(vars(run)):
             if run.unlabeled and RANK in {-1, 0}:
-                LOGGER.warning(f"unlabeled={run.unlabeled} is not used: ssl={run.ssl} trains on labels alone")
+                LOGGER.warning(
+                    f"unlabeled={run.unlabeled} has no effect: ssl={run.ssl} trains on labelled images alone"
+                )
             return settled
         if run.compile and "," in str(run.device):
-            raise ValueError(f"ssl={run.ssl} on several devices does not train compiled models: compile=False")
+            raise ValueError(f"ssl={run.ssl} cannot train a compiled model on several devices: give compile=False")
         if run.distill_model:
-            raise ValueError(f"ssl={run.ssl} has a teacher of its own: leave distill_model out")
+            raise ValueError(f"ssl={run.ssl} uses the averaged weights as its teacher: leave distill_model out")
         if not run.ema:
-            raise ValueError(f"ssl={run.ssl} needs its teacher, the average: leave ema=True")
+            raise ValueError(f"ssl={run.ssl} uses the averaged weights as its teacher: it needs ema=True")
         source = unlabeled_source(run.unlabeled, run.data)
         refuse_validation_images(image_files(source), run.data, str(run.split or "val"))
         return {**settled, "unlabeled": source}
@@ -107,7 +109,7 @@ class SemiTrainer(MLCTrainer):
         size = math.ceil(self.args.imgsz / step) * step
         if size != self.args.imgsz:
             LOGGER.info(
-                f"imgsz={self.args.imgsz} becomes {size}: ssl={self.args.ssl} needs multiples of {step}, to halve"
+                f"imgsz={self.args.imgsz} becomes {size}: ssl={self.args.ssl} needs multiples of {step}, to halve it"
             )
             self.args.imgsz = size
 
@@ -120,7 +122,7 @@ class SemiTrainer(MLCTrainer):
         if len(absent) and RANK in {-1, 0}:
             names = ", ".join(str(self.data["names"][int(label)]) for label in absent[:10])
             more = ", ..." if len(absent) > 10 else ""
-            LOGGER.warning(f"{len(absent)} of {self.data['nc']} classes have no label to learn from: {names}{more}")
+            LOGGER.warning(f"{len(absent)} of {self.data['nc']} classes have no labelled object: {names}{more}")
         batch = max(round(self.train_loader.batch_size * self.args.ssl_ratio), 1)
         with torch_distributed_zero_first(LOCAL_RANK):
             dataset = UnlabeledDataset(
@@ -312,7 +314,7 @@ def unlabeled_source(option: Any, data: str) -> list[str]:
     if not entry:
         raise ValueError(
             f"ssl needs images without labels: give unlabeled=path/to/images, or an entry `unlabeled:` in {data}. "
-            "`mlc-yolo split data=... percent=10` makes such a data set of one with labels"
+            "`mlc-yolo split data=... percent=10` makes one from a labelled data set"
         )
     root = Path(content.get("path") or file.parent)
     if not (root.is_absolute() or root.exists()):
@@ -335,5 +337,5 @@ def refuse_validation_images(files: list[str], data: str, split: str) -> None:
         copies = f", {len(shared.copies)} of them as copies" if shared.copies else ""
         raise ValueError(
             f"{len(shared)} of {len(files)} images without labels are in the {split} set of {data}{copies}, "
-            f"such as {shared.first}: what is validated on cannot be learned from. Give other images as unlabeled=..."
+            f"such as {shared.first}: training on them would falsify the result. Give other images as unlabeled=..."
         )

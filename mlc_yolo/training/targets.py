@@ -1,4 +1,4 @@
-"""What a criterion's losses compare with: a batch's objects in pixels, and the object of each positive anchor."""
+"""The targets of a criterion's losses: a batch's objects in pixels, and the object of each positive anchor."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ class MLCTrainer(DurableTrainer):
     def _refuse_other_learning(self, run: Any) -> None:
         """Refuse images without labels, which `SemiTrainer` learns from."""
         if learns_without_labels(vars(run)):
-            raise ValueError(f"ssl={run.ssl} is learned by SemiTrainer, which MLCYOLO(...).train(ssl=...) takes")
+            raise ValueError(f"ssl={run.ssl} is learned by SemiTrainer: call MLCYOLO(...).train(ssl=...)")
 
     def get_dataset(self) -> dict[str, Any]:
         """Return upstream's description of the data, made before the run folder where that was possible."""
@@ -155,7 +155,7 @@ class MLCTrainer(DurableTrainer):
         self._refuse_missing_assigner(self.args.assigner)
         if self.custom_assigner is not None and self.args.assigner != options.CUSTOM:
             raise ValueError(
-                f"this run trains with assigner={self.args.assigner}; it resumes with that, not with an assigner object"
+                f"this run trains with assigner={self.args.assigner} and resumes with it: leave the assigner object out"
             )
         if not asked_for and not trust:
             safe_load.refuse_fetching(self.args.data, self.args.model)
@@ -195,7 +195,7 @@ class MLCTrainer(DurableTrainer):
         if is_torchvision(source) and not self.resume and not isinstance(self.model, nn.Module):
             config = find_config(self.model)  # upstream would take the file for a checkpoint
             if config is None:
-                raise ValueError(f"pretrained={source} holds torchvision weights, which model={self.model} cannot take")
+                raise ValueError(f"pretrained={source} holds torchvision weights, which do not fit model={self.model}")
             self.model = self.get_model(cfg=config, verbose=RANK in {-1, 0})
             ckpt = None
         else:
@@ -227,12 +227,12 @@ class MLCTrainer(DurableTrainer):
         )
 
     def _close_dataloader_mosaic(self) -> None:
-        """End the mosaic as upstream does, where there is one."""
+        """Switch the mosaic off as upstream does, if there is one."""
         if self.args.augmentation != "ssd":
             super()._close_dataloader_mosaic()
 
     def _get_warmup_iterations(self, num_batches: int) -> int:
-        """Return `warmup_iters`, or what upstream's `warmup_epochs` comes to where it is empty."""
+        """Return `warmup_iters`; if empty, the batches of upstream's `warmup_epochs`."""
         asked = self.args.warmup_iters
         if asked is None:
             iterations: int = super()._get_warmup_iterations(num_batches)
@@ -245,7 +245,7 @@ class MLCTrainer(DurableTrainer):
         return int(asked)
 
     def _setup_scheduler(self) -> None:
-        """Divide the learning rate by ten at `lr_steps`, where they are given; else as upstream does."""
+        """Divide the learning rate by ten at `lr_steps`; without them, schedule as upstream does."""
         super()._setup_scheduler()
         steps = self.args.lr_steps
         if steps:
@@ -389,7 +389,7 @@ class MLCTrainer(DurableTrainer):
         """Refuse the name that stands for an assigner object when there is none: a checkpoint does not hold it."""
         if name == options.CUSTOM and self.custom_assigner is None:
             raise ValueError(
-                f"assigner={name} stands for an assigner object, which files do not hold: give it again in Python, "
+                f"assigner={name} means an assigner object, which files cannot hold: pass it again in Python, "
                 "MLCYOLO(...).train(..., assigner=your_assigner)"
             )
 

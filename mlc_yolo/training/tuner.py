@@ -1,4 +1,4 @@
-"""Hyperparameter evolution whose trainings run through our command line."""
+"""Hyperparameter evolution that starts its trainings through our command line."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def test_augmented_prediction_works_on_the_rewrite(iou_aware: Make) -> None:
 def test_other_models_are_refused_with_what_to_do(iou_aware: Make, tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"expected a detection model, got ClassificationModel"):
         to_stock(ClassificationModel("yolo11n-cls.yaml", nc=3, verbose=False))
-    with pytest.raises(TypeError, match=r"got YOLO; of a YOLO object, pass its `.model`"):
+    with pytest.raises(TypeError, match=r"got YOLO; for a YOLO object, pass its `.model`"):
         to_stock(YOLO("yolov8n.yaml"))
     with pytest.raises(ValueError, match=r"ending in .pt"):
         export_stock(iou_aware("yolov8n", _image()), tmp_path / "model.onnx")

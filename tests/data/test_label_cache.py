@@ -392,7 +392,7 @@ def test_images_that_are_left_out_are_counted_in_one_warning(
         counted.clear()
         assert len(opened(images)) == 3
         assert len(counted) == 1 and "val: " in counted[0]
-        assert "2 of 5 images are left out, damaged or with labels that are not valid" in counted[0]
+        assert "2 of 5 images are left out because they are damaged or their labels are invalid" in counted[0]
     counted.clear()
     monkeypatch.setattr(datasets, "LOCAL_RANK", 1)
     assert len(opened(images)) == 3 and not counted

@@ -58,7 +58,7 @@ def test_ndjson_is_converted_as_before_a_training(ndjson: tuple[str, list[Any]],
 def test_a_program_that_ndjson_leads_to_is_not_run(ndjson: tuple[str, list[Any]], own_data: Path) -> None:
     with_val(own_data, "images/gone")
     own_data.write_text(own_data.read_text() + "download: bash fetch.sh\n")
-    with pytest.raises(ValueError, match="is a program to fetch it"):
+    with pytest.raises(ValueError, match="holds a program that would fetch it"):
         open_data(ndjson[0])
 
 
@@ -79,7 +79,7 @@ def test_a_training_names_the_list_in_which_blanks_hide_images(
     with caplog.at_level("WARNING", "ultralytics"):
         dataset = CheckedDataset(img_path=str(listed), imgsz=64, augment=False, data=open_data(own_data))
     assert [Path(file).name for file in dataset.im_files] == ["1.png", "2.png"]
-    assert f"{listed}: blanks stand before or behind 1 paths" in caplog.text
+    assert f"{listed}: 1 paths begin or end with blanks" in caplog.text
 
 
 def test_names_that_are_not_in_utf8_can_be_shown() -> None:

@@ -68,7 +68,7 @@ def test_a_program_to_download_data_is_refused(
 ) -> None:
     monkeypatch.chdir(run_dir)
     own_data.write_text(own_data.read_text().replace("images/val", "images/gone") + program(mark))
-    with pytest.raises(ValueError, match=r"gone does not exist, and 'download' is a program"):
+    with pytest.raises(ValueError, match=r"gone does not exist\. 'download' holds a program"):
         OPENERS[opener](str(own_data), run_dir)
     assert not mark.exists()
 
@@ -76,7 +76,7 @@ def test_a_program_to_download_data_is_refused(
 @pytest.mark.parametrize("mode", ["train", "val"])
 def test_so_it_is_where_another_split_is_missing(mode: str, own_data: Path, mark: Path, run_dir: Path) -> None:
     own_data.write_text(own_data.read_text() + "test: images/gone\n" + program(mark))
-    with pytest.raises(ValueError, match=r"gone does not exist, and 'download' is a program"):
+    with pytest.raises(ValueError, match=r"gone does not exist\. 'download' holds a program"):
         getattr(MLCYOLO("yolo11n.yaml"), mode)(data=str(own_data), split="test", imgsz=64, project=str(run_dir))
     assert not mark.exists()
 
@@ -89,7 +89,7 @@ def test_a_yaml_from_an_address_is_read_before_it_is_used(
     monkeypatch.chdir(tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(ValueError, match=r"gone does not exist, and 'download' is a program"):
+        with pytest.raises(ValueError, match=r"gone does not exist\. 'download' holds a program"):
             resolve_data(f" http://127.0.0.1:{server.server_port}/data.yaml")
         server.shutdown()
     assert not mark.exists()
@@ -142,7 +142,7 @@ def test_a_checkpoint_that_a_trackers_yaml_names_is_looked_at(
     [
         (lambda text: text.replace("images/train", "images/trainig"), r"'train': there is no .*trainig"),
         (lambda text: text.replace("images/val", "images/vale"), "vale"),
-        (lambda text: text.replace("images/train", "labels/train"), r"'train': images: none in"),
+        (lambda text: text.replace("images/train", "labels/train"), r"'train': no images in"),
         (lambda text: text.replace("  2: cross", "nc: 7"), "nc"),
     ],
     ids=["no training images", "no validation images", "a folder without images", "wrong nc"],
@@ -159,9 +159,9 @@ def test_data_that_is_not_there_is_said_before_a_run_folder_is_made(
 def test_a_finished_run_is_not_resumed_as_another_one(tiny_data: Path, run_dir: Path) -> None:
     MLCYOLO("yolo11n.yaml").train(data=str(tiny_data), project=str(run_dir), name="run", **ONCE)
     last = run_dir / "run" / "weights" / "last.pt"
-    with pytest.raises(ValueError, match=r"last\.pt' cannot be resumed, the training it is from has ended\. Give"):
+    with pytest.raises(ValueError, match=r"last\.pt' cannot be resumed, its training has ended\. Give"):
         MLCYOLO(last).train(resume=True)
-    with pytest.raises(ValueError, match=r"'yolo11n\.yaml' cannot be resumed, it is no checkpoint"):
+    with pytest.raises(ValueError, match=r"'yolo11n\.yaml' cannot be resumed, it is not a checkpoint"):
         MLCYOLO("yolo11n.yaml").train(resume=True)
     assert [path.name for path in run_dir.iterdir()] == ["run"]
 
@@ -183,7 +183,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now_also_with_other_images(
     MLCYOLO(last).train(resume=True)
     assert [path.name for path in run_dir.iterdir()] == ["moved"]
     assert len((run_dir / "moved" / "results.csv").read_text().splitlines()) == 3
-    assert "8 images were trained on, now there are 7" in caplog.text
+    assert "started with 8 images and now has 7" in caplog.text
     assert torch.load(last, weights_only=False)["optimizer"] is None
 
 

@@ -79,7 +79,7 @@ def test_any_file_that_is_no_image_is_a_list_as_ultralytics_reads_it(name: str, 
 
 def test_a_file_that_is_no_text_is_no_list(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"\xff\xfe\x00\x01")
-    with pytest.raises(FileNotFoundError, match=r"a\.mp4' is no list of paths"):
+    with pytest.raises(FileNotFoundError, match=r"a\.mp4' is not a list of image paths"):
         image_files(tmp_path / "a.mp4")
 
 

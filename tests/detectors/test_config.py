@@ -10,7 +10,7 @@ import torch
 import yaml
 from torchvision.ops import FrozenBatchNorm2d
 
-from mlc_yolo.detectors.config import DEFAULTS, bundled, complete, find_config, settle
+from mlc_yolo.detectors.config import DEFAULTS, bundled, complete, fill_empty, find_config
 from mlc_yolo.detectors.model import DetectorModel
 
 GOOD = {"detector": "retinanet", "backbone": "resnet50"}
@@ -71,9 +71,9 @@ def test_width_is_that_of_every_level_and_tower() -> None:
 
 @pytest.mark.parametrize(("pretrained", "norm", "stages"), [(True, "frozen", 3), (False, "batch", 5)])
 def test_a_backbone_is_frozen_where_it_is_pretrained(pretrained: bool, norm: str, stages: int) -> None:
-    settled = settle(complete(GOOD), pretrained=pretrained)
+    settled = fill_empty(complete(GOOD), pretrained=pretrained)
     assert (settled["norm"], settled["trainable_stages"]) == (norm, stages)
-    own = settle(complete({**GOOD, "norm": "batch", "trainable_stages": 0}), pretrained=pretrained)
+    own = fill_empty(complete({**GOOD, "norm": "batch", "trainable_stages": 0}), pretrained=pretrained)
     assert (own["norm"], own["trainable_stages"]) == ("batch", 0)
 
 

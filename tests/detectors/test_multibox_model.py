@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mlc_yolo.assigners import Role, Schedule, build_assigner
-from mlc_yolo.detectors.config import complete, find_config, settle
+from mlc_yolo.detectors.config import complete, fill_empty, find_config
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.multibox import PYRAMIDS
 from mlc_yolo.detectors.weights import start_from
@@ -92,9 +92,9 @@ def test_pretrained_or_not_the_whole_backbone_trains_and_learns_its_norm(name: s
     config = find_config(f"{name}.yaml")
     assert config is not None
     for pretrained in (False, True):
-        settled = settle(config, pretrained=pretrained)
+        settled = fill_empty(config, pretrained=pretrained)
         assert (settled["norm"], settled["trainable_stages"], settled["quality"]) == ("batch", 5, "none")
-    assert DetectorModel(settle(config, pretrained=True), verbose=False).frozen == []
+    assert DetectorModel(fill_empty(config, pretrained=True), verbose=False).frozen == []
 
 
 def test_frozen_stages_of_a_vgg_are_its_first_blocks() -> None:

@@ -149,7 +149,7 @@ def test_a_box_without_area_in_the_image_is_warned_of(tried: Counter[str], row: 
     found = read_all([f"{GOOD}\n{row}\n".encode()])
     tried["warned of"] += 1
     assert "1 boxes in 1 images have no area inside their image, the first in " in found.said
-    assert "case0.png: they train nothing" in found.said
+    assert "case0.png: training ignores them" in found.said
 
 
 def test_sound_labels_are_not_warned_of() -> None:

@@ -73,13 +73,13 @@ def test_a_value_of_a_wrong_type_is_refused_by_name(tried: Counter[str], name: s
 )
 def test_any_value_of_ours_is_checked_or_named(tried: Counter[str], name: str, value: Any) -> None:
     try:
-        checked = options.check({name: value})
+        checked = options.validated({name: value})
     except (TypeError, ValueError) as error:
         tried["refused"] += 1
         assert name in str(error)
     else:
         tried["read"] += 1
-        assert options.check(checked) == checked  # what a run's file holds is taken again
+        assert options.validated(checked) == checked  # what a run's file holds is taken again
 
 
 @pytest.mark.parametrize(

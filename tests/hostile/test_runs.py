@@ -124,7 +124,7 @@ def test_a_wrong_option_stops_a_training_before_it_begins(
     ("change", "message"),
     [
         ({"names": {"x": "a"}}, "'names' must be numbered 0 to 0"),
-        ({"val": "nothing", "download": "print('run')"}, "'download' is a program"),
+        ({"val": "nothing", "download": "print('run')"}, "'download' holds a program"),
         ({"train": "nothing"}, "'train': there is no"),
         ({"names": []}, "'names' is empty"),
     ],

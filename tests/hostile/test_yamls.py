@@ -101,9 +101,9 @@ def test_a_sound_yaml_is_read_however_it_is_written(tried: Counter[str], root: P
         ({**SOUND, "names": {0: "a", 2: "b"}}, r"'names' must be numbered 0 to 1; got \[0, 2\]"),
         ({**SOUND, "names": {-1: "a", 0: "b"}}, "'names' must be numbered 0 to 1"),
         ({**SOUND, "names": {"x": "a", "y": "b"}}, "'names' must be numbered 0 to 1"),
-        ({**SOUND, "names": [None, "b"]}, "'names' must be a word each; got None"),
-        ({**SOUND, "names": [["a"], "b"]}, r"'names' must be a word each; got \['a'\]"),
-        ("train: images/train\nval: images/val\nnames: &x [*x, a]\n", "'names' must be a word each"),
+        ({**SOUND, "names": [None, "b"]}, "each entry of 'names' must be a word; got None"),
+        ({**SOUND, "names": [["a"], "b"]}, r"each entry of 'names' must be a word; got \['a'\]"),
+        ("train: images/train\nval: images/val\nnames: &x [*x, a]\n", "each entry of 'names' must be a word"),
         *(
             ({**SOUND, "names": None, "nc": nc}, "'nc' must be a whole number from 1 to")
             for nc in (0, -1, "two", 1.5, None, [2], True, 10**8, float("inf"), float("nan"))
@@ -151,11 +151,11 @@ def test_a_program_in_a_yaml_is_not_run(tried: Counter[str], root: Path, tmp_pat
     trap = tmp_path / "trap"
     program = download.format(trap)
     for split, missing in (("val", {"val": "nothing"}), ("test", {"test": "nothing"})):
-        with pytest.raises(ValueError, match=r"nothing does not exist, and 'download' is a program .* not run for you"):
+        with pytest.raises(ValueError, match=r"nothing does not exist\. 'download' holds a program .* does not run it"):
             objects_of(write(root, {**SOUND, **missing, "download": program}), split)
-        with pytest.raises(ValueError, match="'download' is a program"):  # a folder stands for the YAML in it
+        with pytest.raises(ValueError, match="'download' holds a program"):  # a folder stands for the YAML in it
             objects_of(root, split)
-        with pytest.raises(ValueError, match="'download' is a program"):  # Ultralytics strips what YAML forbids
+        with pytest.raises(ValueError, match="'download' holds a program"):  # Ultralytics strips what YAML forbids
             text = yaml.safe_dump({**SOUND, **missing, "download": program}, width=10**6)
             objects_of(write(root, f"\x01{text}"), split)
     tried["refused"] += 6
@@ -184,7 +184,7 @@ def link_to_the_root(root: Path) -> None:
 @pytest.mark.parametrize("link", [link_to_itself, two_links, links_to_each_other, link_to_the_root])
 def test_links_in_a_circle_are_named(tried: Counter[str], root: Path, link: Callable[[Path], None]) -> None:
     link(root)
-    with pytest.raises(ValueError, match=r"data\.yaml: 'train': the link .* leads back to .*: remove it"):
+    with pytest.raises(ValueError, match=r"data\.yaml: 'train': the link .* leads back to .*Remove the link"):
         objects_of(write(root, SOUND))
     with patience(), pytest.raises(ValueError, match="leads back to"):  # as images without labels are listed
         image_files(root / "images")

@@ -11,16 +11,16 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from mlc_yolo.detectors.config import QUALITIES
 from mlc_yolo.options.specification import (
     OWN,
-    check,
     defaults,
     settle,
     specifications,
+    validated,
     warmup_epochs,
 )
 
 
 def test_every_default_passes_its_own_check_unchanged() -> None:
-    assert check(defaults()) == defaults()
+    assert validated(defaults()) == defaults()
 
 
 def test_no_option_shadows_one_of_ultralytics() -> None:
@@ -48,12 +48,12 @@ def test_defaults_are_a_copy() -> None:
 )
 def test_an_unknown_name_is_refused_with_the_nearest_one(name: str, nearest: str) -> None:
     with pytest.raises(KeyError, match=rf"'{name}' is not an option of mlc-yolo\. Did you mean '{nearest}'\?"):
-        check({name: 1})
+        validated({name: 1})
 
 
 def test_a_name_like_no_other_gets_no_advice() -> None:
     with pytest.raises(KeyError) as error:
-        check({"zzzzqqqq": 1})
+        validated({"zzzzqqqq": 1})
     assert "Did you mean" not in str(error.value)
 
 
@@ -72,7 +72,7 @@ def test_a_name_like_no_other_gets_no_advice() -> None:
 )
 def test_a_wrong_choice_is_refused_with_the_nearest_one(name: str, value: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=rf"must be one of .*\. Did you mean '{nearest}'\?") as error:
-        check({name: value})
+        validated({name: value})
     assert all(choice in str(error.value) for choice in specifications()[name]["choices"])
     assert repr(value) in str(error.value)
 
@@ -80,13 +80,13 @@ def test_a_wrong_choice_is_refused_with_the_nearest_one(name: str, value: str, n
 @pytest.mark.parametrize("value", ["mlc", "mutual_guidance", "mg"])
 def test_the_warm_up_needs_an_assigner_that_does_not_learn_from_predictions_of_both_tasks(value: str) -> None:
     with pytest.raises(ValueError, match="assigner_base"):
-        check({"assigner_base": value})
+        validated({"assigner_base": value})
 
 
 @pytest.mark.parametrize("value", [3, True, 0.5])
 def test_a_choice_that_is_no_word_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match="must be one of tal, max_iou"):
-        check({"assigner": value})
+        validated({"assigner": value})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_choice_that_is_no_word_is_refused(value: Any) -> None:
     [("mg", "mutual_guidance"), ("MG", "mutual_guidance"), (" Mlc ", "mlc"), ("TAL", "tal"), ("fcos", "fcos")],
 )
 def test_case_spaces_and_aliases_are_resolved(given: str, canonical: str) -> None:
-    assert check({"assigner": given}) == {"assigner": canonical}
+    assert validated({"assigner": given}) == {"assigner": canonical}
 
 
 # Numbers and switches -------------------------------------------------------------------------------------------------
@@ -107,21 +107,21 @@ BOOLS = sorted(name for name, spec in specifications().items() if spec.get("type
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_number_must_be_finite(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name}=.* must be a finite number"):
-        check({name: value})
+        validated({name: value})
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 @pytest.mark.parametrize("value", ["0.5", True, [1], {}])
 def test_a_number_must_be_a_number(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name}=.*{type(value).__name__}.* must be a number"):
-        check({name: value})
+        validated({name: value})
 
 
 @pytest.mark.parametrize("name", BOOLS)
 @pytest.mark.parametrize("value", [0, 1, "True", "yes", 0.0])
 def test_a_switch_must_be_true_or_false(name: str, value: Any) -> None:
     with pytest.raises(TypeError, match=f"{name}=.* must be True or False"):
-        check({name: value})
+        validated({name: value})
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_switch_must_be_true_or_false(name: str, value: Any) -> None:
 )
 def test_a_number_outside_its_domain_is_refused(name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=f"{name}={value} {message}"):
-        check({name: value})
+        validated({name: value})
 
 
 @pytest.mark.parametrize(
@@ -159,19 +159,19 @@ def test_a_number_outside_its_domain_is_refused(name: str, value: float, message
     ],
 )
 def test_a_value_in_its_domain_stays_as_it_is(name: str, value: Any) -> None:
-    assert check({name: value}) == {name: value}
+    assert validated({name: value}) == {name: value}
 
 
 @pytest.mark.parametrize("name", sorted(specifications()))
 def test_empty_is_allowed_where_empty_is_the_default_and_only_there(name: str) -> None:
     spec = specifications()[name]
     if spec["default"] is None:
-        assert check({name: None}) == {name: None}
+        assert validated({name: None}) == {name: None}
     elif "none" in spec.get("choices", ()):  # the word, as a YAML file or Python may write it
-        assert check({name: None}) == {name: "none"}
+        assert validated({name: None}) == {name: "none"}
     else:
         with pytest.raises((TypeError, ValueError), match=name):
-            check({name: None})
+            validated({name: None})
 
 
 # Warm-up --------------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_a_fraction_always_leaves_an_epoch(warmup: float | None, epochs: int) ->
 def test_empty_options_mean_what_the_model_was_published_with(detector: str | None) -> None:
     settled = settle(defaults(), detector)
     assert {name: settled[name] for name in OWN[detector]} == OWN[detector]
-    assert check(settled) == settled
+    assert validated(settled) == settled
     assert settle({**defaults(), "mlc_alpha": 1.0, "assigner": "mlc"}, detector)["mlc_alpha"] == 1.0
 
 
@@ -238,7 +238,7 @@ def test_a_yolo_has_no_candidates_of_its_own_but_the_task_aligned_ones() -> None
 @pytest.mark.parametrize(
     ("option", "detector", "message"),
     [
-        ({"iou_head": False}, "fcos", "iou_head is for YOLO: say what this fcos predicts .*quality=none"),
+        ({"iou_head": False}, "fcos", "iou_head is for YOLO: choose what this fcos predicts .*quality=none"),
         ({"iou_head": True}, "retinanet", "iou_head is for YOLO: .*quality=iou"),
         ({"quality": "none"}, None, "quality=none is for the ported detectors .*iou_head=False"),
         ({"align_gain": 1.0}, None, "align_gain=1.0 is for the ported detectors"),
@@ -253,23 +253,23 @@ def test_what_a_layer_predicts_has_one_name_a_kind_of_model(
 
 @pytest.mark.parametrize("given", [16, [16], (16,), "16"])
 def test_one_step_of_the_learning_rate_may_be_written_in_any_way(given: Any) -> None:
-    assert check({"lr_steps": given}) == {"lr_steps": [16]}
+    assert validated({"lr_steps": given}) == {"lr_steps": [16]}
 
 
 def test_several_steps_of_the_learning_rate() -> None:
-    assert check({"lr_steps": "16, 18"}) == check({"lr_steps": (16, 18)}) == {"lr_steps": [16, 18]}
+    assert validated({"lr_steps": "16, 18"}) == validated({"lr_steps": (16, 18)}) == {"lr_steps": [16, 18]}
 
 
 @pytest.mark.parametrize("given", ["18,16", [0, 3], [4, 4], [], ""])
 def test_steps_must_rise_from_epoch_one(given: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"lr_steps=.* must be"):
-        check({"lr_steps": given})
+        validated({"lr_steps": given})
 
 
 @pytest.mark.parametrize("given", [1.5, "soon", True, {}])
 def test_steps_must_be_epochs(given: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"lr_steps=.* must be"):
-        check({"lr_steps": given})
+        validated({"lr_steps": given})
 
 
 # Images without labels ------------------------------------------------------------------------------------------------
@@ -288,18 +288,18 @@ def test_steps_must_be_epochs(given: Any) -> None:
     ],
 )
 def test_paths_may_be_one_or_several_and_become_texts(given: Any, canonical: Any) -> None:
-    assert check({"unlabeled": given}) == {"unlabeled": canonical}
+    assert validated({"unlabeled": given}) == {"unlabeled": canonical}
 
 
 def test_a_folder_with_a_comma_in_its_name_is_one_path(tmp_path: Path) -> None:
     (tmp_path / "a,b").mkdir()
-    assert check({"unlabeled": str(tmp_path / "a,b")}) == {"unlabeled": str(tmp_path / "a,b")}
+    assert validated({"unlabeled": str(tmp_path / "a,b")}) == {"unlabeled": str(tmp_path / "a,b")}
 
 
 @pytest.mark.parametrize("given", ["", [], (), True, 0.5, {}, ["a", ""], ["a", 3], ["a", None], b"a"])
 def test_what_is_no_path_is_refused(given: Any) -> None:
     with pytest.raises(TypeError, match=r"unlabeled=.* must be a path, or a list of paths"):
-        check({"unlabeled": given})
+        validated({"unlabeled": given})
 
 
 @pytest.mark.parametrize(
@@ -317,13 +317,13 @@ def test_what_is_no_path_is_refused(given: Any) -> None:
 )
 def test_numbers_of_learning_without_labels_have_bounds(name: str, value: float, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        check({name: value})
+        validated({name: value})
 
 
 @pytest.mark.parametrize("name", sorted(name for name, spec in specifications().items() if "maximum" in spec))
 def test_the_largest_value_is_allowed(name: str) -> None:
     largest = specifications()[name]["maximum"]
-    assert check({name: largest}) == {name: largest}
+    assert validated({name: largest}) == {name: largest}
 
 
 @pytest.mark.parametrize(
@@ -331,4 +331,4 @@ def test_the_largest_value_is_allowed(name: str) -> None:
 )
 def test_a_wrong_way_of_learning_without_labels_is_refused_with_the_nearest(given: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"must be one of none, pseudo, soft, sed.* Did you mean '{nearest}'"):
-        check({"ssl": given})
+        validated({"ssl": given})

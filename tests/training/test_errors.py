@@ -65,7 +65,7 @@ def test_a_head_without_room_for_the_channel_trains_without_it_and_says_so(
     model = MLCYOLO("yolov10n.yaml")
     with caplog.at_level("INFO"):
         model.train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, "epochs": 1})
-    assert "v10Detect has no room for the IoU channel: training as with iou_head=False" in caplog.text
+    assert "v10Detect has no place for the IoU channel: training with iou_head=False" in caplog.text
     saved = YOLO(run_dir / "run" / "weights" / "best.pt").model
     assert type(saved.model[-1]) is v10Detect and read_marker(saved)["iou_head"] is False
 
@@ -77,7 +77,7 @@ def test_other_families_are_refused_by_name(name: str, family: str) -> None:
 
 
 def test_the_yaml_of_a_data_set_is_no_model(tiny_data: Path) -> None:
-    with pytest.raises(ValueError, match=r"has no 'backbone': expected a model.*Is it the YAML of a data set"):
+    with pytest.raises(ValueError, match=r"has no 'backbone': expected a model.*If it is the YAML of a data set"):
         MLCYOLO(tiny_data)
 
 

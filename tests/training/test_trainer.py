@@ -84,7 +84,7 @@ def test_the_data_yaml_of_a_resumed_run_is_looked_at_again(tiny_data: Path, run_
     with pytest.raises(KeyboardInterrupt):
         model.train(data=str(data), epochs=3, project=str(run_dir), name="cut", **TINY)
     data.write_text(f"{tiny_data.read_text()}download: touch {mark}\n".replace("images/val", "images/gone"))
-    with pytest.raises(ValueError, match=r"data\.yaml: .*gone does not exist, and 'download' is a program"):
+    with pytest.raises(ValueError, match=r"data\.yaml: .*gone does not exist\. 'download' holds a program"):
         MLCYOLO(run_dir / "cut" / "weights" / "last.pt").train(resume=True)
     assert not mark.exists()
 

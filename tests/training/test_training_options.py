@@ -22,7 +22,7 @@ from mlc_yolo.cli import parse
 from mlc_yolo.data.datasets import SSDDataset, WarpedDataset
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
-from mlc_yolo.options.specification import check
+from mlc_yolo.options.specification import validated
 from mlc_yolo.training.semi_trainer import SemiTrainer
 from mlc_yolo.training.trainer import MLCTrainer
 
@@ -55,7 +55,7 @@ def test_the_command_line_takes_all_four() -> None:
 )
 def test_wrong_values_are_refused(option: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
-        check(option)
+        validated(option)
 
 
 # Warped images, without a training ------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_an_assigner_object_on_several_devices_is_refused_before_a_folder_is_mad
     device: Any, tiny_data: Path, run_dir: Path
 ) -> None:
     overrides = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(run_dir), "device": device}
-    with pytest.raises(ValueError, match="an assigner object trains on one device"):
+    with pytest.raises(ValueError, match="an assigner object works on one device"):
         MLCTrainer(overrides=overrides, assigner=TaskAligned())
     assert not list(run_dir.iterdir())
 
