@@ -65,7 +65,7 @@ def test_the_wheel_carries_the_yaml_folders_inside_the_package_and_nothing_besid
         expected = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.yaml")}
         assert {f"mlc_yolo/{name}" for name in expected | {f"{folder}/.mlc_yolo"}} <= set(names)
     assert "mlc_yolo/py.typed" in names
-    pages = ("diagnosis.html", "page.html", "page.css", "page.js")
+    pages = ("diagnosis.html", "head.html", "page.html", "page.css", "page.js")
     assert {f"mlc_yolo/report/{page}" for page in pages} <= set(names)
 
 
