@@ -224,7 +224,7 @@ def test_a_damaged_sidecar_and_equal_stems_are_told(tmp_path: Path) -> None:
         convert(tmp_path / "in", tmp_path / name)
     folders = [tmp_path / name / "images" / "train" for name in ("one", "two")]
     assert read_flags(folders[:1])["a"]["rows"].shape == (1, 5)
-    with pytest.raises(ValueError, match="'a' as well"):
+    with pytest.raises(ValueError, match="two folders of this split hold an image 'a'"):
         read_flags(folders)
     (tmp_path / "one" / "flags" / "train.json").write_text('{"version": 1, "images": [3]}')
     with pytest.raises(ValueError, match=r"train\.json is not a sidecar"):

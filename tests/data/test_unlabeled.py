@@ -103,7 +103,7 @@ def test_a_source_without_images_is_named(content: str | None, tmp_path: Path) -
     else:
         source = source.with_suffix(".txt")
         source.write_text(content)
-    with pytest.raises(FileNotFoundError, match=r"none in '.*here.*'. Expected .jpg, .png"):
+    with pytest.raises(FileNotFoundError, match=r"no images in '.*here.*'. Expected .jpg, .png"):
         image_files(source)
 
 
