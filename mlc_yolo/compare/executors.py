@@ -50,21 +50,21 @@ class Task:
 Ended = Iterator[tuple[Task, int] | None]
 
 
-def parse_devices(given: Any) -> list[str]:
+def parse_devices(device: Any) -> list[str]:
     """Return the devices that `device=` names, one training each.
 
     Args:
-        given: None for every GPU, else the CPU; or a device, several with commas, or a list.
+        device: None for every GPU, else the CPU; or a device, several with commas, or a list.
 
     Raises:
         ValueError: none, or one twice.
     """
-    if given is None or given == "":
+    if device is None or device == "":
         return [str(i) for i in range(torch.cuda.device_count())] or ["cpu"]
-    words = given if isinstance(given, list | tuple) else str(given).split(",")
+    words = device if isinstance(device, list | tuple) else str(device).split(",")
     devices = [str(word).strip().removeprefix("cuda:") for word in words]
     if not all(devices) or len(set(devices)) < len(devices):
-        raise ValueError(f"device={given} must name devices, each once, such as device=0,1; jobs=2 puts two on one")
+        raise ValueError(f"device={device} must name devices, each once, such as device=0,1; jobs=2 puts two on one")
     return devices
 
 
@@ -88,17 +88,20 @@ def run_local(tasks: Sequence[Task], *, devices: Sequence[str], jobs: int) -> En
                 task, device = waiting.popleft(), free.popleft()
                 running[start(task, device)] = task, device
             until = time.monotonic() + _HEARTBEAT
-            while not (ended := [each for each in running if each.poll() is not None]) and time.monotonic() < until:
+            while (
+                not (ended := [process for process in running if process.poll() is not None])
+                and time.monotonic() < until
+            ):
                 time.sleep(_PAUSE)
-            for each in ended:
-                task, device = running.pop(each)
+            for process in ended:
+                task, device = running.pop(process)
                 free.append(device)
-                each.communicate()  # closes the pipe
-                yield task, each.returncode
+                process.communicate()  # closes the pipe
+                yield task, process.returncode
             yield None
     finally:
-        for each in running:
-            kill(each)
+        for process in running:
+            kill(process)
 
 
 def start(task: Task, device: str) -> subprocess.Popen[bytes]:

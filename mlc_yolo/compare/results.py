@@ -75,8 +75,8 @@ class Comparison:
             KeyError: no such run.
             FileNotFoundError: it is not finished.
         """
-        found = self.grid.cell(cell)
-        if not is_finished(found, self.folder):
+        run = self.grid.cell(cell)
+        if not is_finished(run, self.folder):
             raise FileNotFoundError(f"{cell} is not finished; compare with the same options goes on")
         return Records.load(self.folder / cell / RECORDS)
 
@@ -92,7 +92,7 @@ class Comparison:
         rows = []
         for cell in self.finished:
             epochs = read_epochs(self.folder / cell.name)
-            told = yaml.safe_load((self.folder / cell.name / SPECIFICATION).read_text(encoding="utf-8"))
+            specification = yaml.safe_load((self.folder / cell.name / SPECIFICATION).read_text(encoding="utf-8"))
             metrics = {name: _known(values[0] * _FACTOR[name]) for name, values in self._values[cell.name].items()}
             rows.append(
                 {
@@ -107,7 +107,7 @@ class Comparison:
                     "memory_mib": _known(max((epoch.memory for epoch in epochs), default=math.nan)),
                     "latency_ms": latency[cell.data].get(cell.variant),
                     "device": " + ".join(dict.fromkeys(epoch.device for epoch in epochs)),
-                    "version": told["version"],
+                    "version": specification["version"],
                     "command": cell.command,
                 }
             )
@@ -189,7 +189,7 @@ class Comparison:
         """
         first: dict[str, Records] = {}
         weights: dict[str, np.ndarray] = {}
-        found = {}
+        values = {}
         for cell in self.finished:
             records = Records.load(self.folder / cell.name / RECORDS)
             if cell.data not in first:
@@ -201,8 +201,8 @@ class Comparison:
                     f"{cell.name} was validated on other images or labels than the runs before it: the data set has "
                     f"changed. Delete {self.folder} and compare again"
                 )
-            found[cell.name] = WeightedAP(records)(weights[cell.data])
-        return found
+            values[cell.name] = WeightedAP(records)(weights[cell.data])
+        return values
 
     def _pairs(self, data: str, variant: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
         """Return rows of `runs`, baseline and variant, of the seeds that both have finished."""
@@ -212,8 +212,8 @@ class Comparison:
 
     def _metric_rows(self, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
         bases, variants = ([self._values[row["cell"]] for row in side] for side in zip(*pairs, strict=True))
-        found = paired_differences(bases, variants)
-        return [{**_row(name, name, pairs), **_scaled(found[name], _FACTOR[name])} for name in NAMES]
+        differences = paired_differences(bases, variants)
+        return [{**_row(name, name, pairs), **_scaled(differences[name], _FACTOR[name])} for name in NAMES]
 
     def _table(self, name: str) -> list[dict[str, Any]]:
         if name not in {"differences", "runs"}:
@@ -228,8 +228,8 @@ def read_grid(folder: Path) -> Grid:
     Raises:
         OSError: no comparison is there.
     """
-    told = yaml.safe_load((folder / GRID).read_text(encoding="utf-8"))
-    return plan({**told["options"], **told["lists"]}, told["baseline"])
+    content = yaml.safe_load((folder / GRID).read_text(encoding="utf-8"))
+    return plan({**content["options"], **content["lists"]}, content["baseline"])
 
 
 def is_finished(cell: Cell, folder: Path) -> bool:
@@ -245,9 +245,9 @@ def latency_file(folder: Path, data: str) -> Path:
 def read_latency(folder: Path, data: str) -> dict[str, float]:
     """Return milliseconds per image by variant; empty where nothing was measured."""
     path = latency_file(folder, data)
-    told = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    found: dict[str, float] = told.get("milliseconds", {})
-    return found
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    milliseconds: dict[str, float] = content.get("milliseconds", {})
+    return milliseconds
 
 
 def _row(metric: str, column: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
@@ -257,7 +257,7 @@ def _row(metric: str, column: str, pairs: Sequence[tuple[dict[str, Any], dict[st
     row |= {"data": base["data"], "variant": variant["variant"], "baseline": base["variant"], "metric": metric}
     row["seeds"] = len(pairs)
     for prefix, side in zip(("baseline_", ""), zip(*pairs, strict=True), strict=True):
-        values = [each[column] for each in side]
+        values = [run[column] for run in side]
         if None not in values:
             row[f"{prefix}mean"] = _known(float(np.mean(values)))
             if len(values) > 1 and metric != "latency":  # which is measured once for all seeds
@@ -275,13 +275,13 @@ def _cost_rows(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[d
     return rows
 
 
-def _scaled(found: Difference, factor: float) -> dict[str, Any]:
+def _scaled(difference: Difference, factor: float) -> dict[str, Any]:
     return {
-        "difference": _known(found.mean * factor),
-        "difference_sd": _known(found.sd * factor),
-        "low": _known(found.low * factor),
-        "high": _known(found.high * factor),
-        "verdict": found.verdict,
+        "difference": _known(difference.mean * factor),
+        "difference_sd": _known(difference.sd * factor),
+        "low": _known(difference.low * factor),
+        "high": _known(difference.high * factor),
+        "verdict": difference.verdict,
     }
 
 

@@ -144,8 +144,8 @@ class MLCValidator(DetectionValidator):
     def build_dataset(self, img_path: str, mode: str = "val", batch: int | None = None) -> Any:
         """Build the data set as upstream does; with `resize=warp`, of images stretched to the input size."""
         fraction = get_split_fraction(self.args.fraction, self.args.split or "val")
-        given = {"data": self.data, "batch": batch, "mode": mode, "stride": self.stride, "fraction": fraction}
-        return build(img_path, self.args, warp=self._warp, **given)
+        choices = {"data": self.data, "batch": batch, "mode": mode, "stride": self.stride, "fraction": fraction}
+        return build(img_path, self.args, warp=self._warp, **choices)
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
         """Return the loader; with `single_cls` the data has one class, whatever its YAML says."""

@@ -58,7 +58,7 @@ class Table:
     def of(cls, lines: Sequence[Line]) -> Table:
         """Find what the lines' commands have in common."""
         commands = [_words(line) for line in lines]
-        return cls(tuple(lines), tuple(word for word in commands[0] if all(word in each for each in commands)))
+        return cls(tuple(lines), tuple(word for word in commands[0] if all(word in command for command in commands)))
 
     def own(self, line: Line) -> tuple[str, ...]:
         """Return the words of a run's command that not all the table's runs have."""
@@ -66,10 +66,10 @@ class Table:
 
     def rows(self) -> dict[tuple[str, tuple[str, ...]], list[Line]]:
         """Return the runs that differ in nothing but the seed: (row, own words) -> lines, in the order of the file."""
-        found: dict[tuple[str, tuple[str, ...]], list[Line]] = {}
+        by_row: dict[tuple[str, tuple[str, ...]], list[Line]] = {}
         for line in self.lines:
-            found.setdefault((line["row"], self.own(line)), []).append(line)
-        return found
+            by_row.setdefault((line["row"], self.own(line)), []).append(line)
+        return by_row
 
     def markdown(self) -> str:
         """Return a sentence on what the runs share, the table, and the command."""
@@ -108,7 +108,7 @@ def results_section(lines: Sequence[Line]) -> str:
         "and each run its seed. ± is the standard deviation over seeds; one seed has none. The paper's number is that "
         "of its own data and full schedule: compare the order of rows, not the values."
     )
-    return "\n\n".join([_coverage(lines), _wrapped(note), *(Table.of(each).markdown() for each in tables.values())])
+    return "\n\n".join([_coverage(lines), _wrapped(note), *(Table.of(group).markdown() for group in tables.values())])
 
 
 def options_table() -> str:
@@ -148,9 +148,9 @@ def updated(text: str) -> str:
     results = results_section(read_lines(resource_dir("cfg") / "paper" / "results.csv"))
     for part, made in {"options": options_table(), "results": results}.items():
         start, end = f"<!-- {part}: made by make readme -->", f"<!-- end of {part} -->"
-        before, found, rest = text.partition(start)
+        before, opened, rest = text.partition(start)
         _, closed, after = rest.partition(end)
-        if not found or not closed or start in rest or end in after:
+        if not opened or not closed or start in rest or end in after:
             raise ValueError(f"README.md must have '{start}' and after it '{end}', once each.")
         text = f"{before}{start}\n\n{made}\n\n{end}{after}"
     return text
