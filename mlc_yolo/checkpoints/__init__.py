@@ -1,1 +1,1 @@
-"""Checkpoint files: read as data, written whole, marked with what they hold."""
+"""Checkpoint files: reading them as data, writing them whole, marking their content."""

@@ -1,4 +1,4 @@
-"""Which classes and functions of a model would have its checkpoint refused, told before it is written.
+"""Find classes and functions in a model that would make its checkpoint be refused, before it is written.
 
 The model is pickled to nowhere: what the pickler would write by name is noted and looked up as it would be on opening.
 Tensors, which need no names of their own, are passed over.

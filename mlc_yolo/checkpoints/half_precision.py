@@ -1,4 +1,4 @@
-"""A model in half precision, as checkpoints hold it: what is too large for it becomes the largest number it has."""
+"""Convert a model to half precision for a checkpoint: values too large become the largest half-precision number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the IoU channel and the resize, and stock weights put under it.
+"""The marker by which a checkpoint records the IoU channel and the resize, and loading stock weights beneath it.
 
 An IoU-aware checkpoint is a stock one with more tensors: the extra convolutions stand beside the stock layers. So
 weights move both ways through Ultralytics' own `load`, which takes whatever agrees in name and shape.

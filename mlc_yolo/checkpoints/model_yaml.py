@@ -1,4 +1,4 @@
-"""What building a model from its YAML would run: Ultralytics evaluates parts of it and calls others by name.
+"""Find programs in a model YAML: building a model, Ultralytics evaluates some entries and calls others by name.
 
 1. `activation` is evaluated: it must be `nn.Name(literals)`.
 2. Layers are called by name: each must be a class of layers, of torch.nn, torchvision.ops or Ultralytics.

@@ -1,4 +1,4 @@
-"""Checkpoints that this process wrote itself: none is a stranger's, so they are opened without being read first.
+"""Remember checkpoints that this process wrote: they need no check before they are opened.
 
 A file is known by its place, its number on the device, its size and the time it was written: one that was exchanged or
 changed since is read like any other.

@@ -1,4 +1,4 @@
-"""Which names the pickles of a file refer to, read without opening any of them.
+"""List the names that the pickles of a file refer to, without loading any pickle.
 
 Messages are made of these names. They do not decide what is refused: that is the restricted reader's part.
 """

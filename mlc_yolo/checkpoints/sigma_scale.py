@@ -1,4 +1,4 @@
-"""The factor that makes a checkpoint's standard deviations honest, kept in its model's marker.
+"""The factor that calibrates a checkpoint's standard deviations, kept in its model's marker.
 
 A run that trains on from the checkpoint writes a marker of its own, without it: the factor is of these weights.
 """

@@ -1,4 +1,4 @@
-"""Stand-ins: what may be in a checkpoint, and what its objects are while it is looked at.
+"""Stand-ins: the classes that a checkpoint may hold, and the inert objects that replace them while it is read.
 
 1. Modules of torch.nn, torchvision, Ultralytics and this package are allowed, and the data types named in `_DATA`.
 2. A stand-in holds what its object is made with and filled in with, and does nothing: no constructor, no

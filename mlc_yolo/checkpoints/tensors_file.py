@@ -1,4 +1,4 @@
-"""A model without pickles: `best.safetensors`, its tensors and, as JSON, all that is needed to build it again.
+"""A model without pickles: `best.safetensors` holds its tensors and, as JSON, everything needed to rebuild it.
 
 The format is safetensors' own (https://github.com/huggingface/safetensors, "Format"), read and written by many
 programs: 8 bytes, the length N of the header, little-endian; N bytes of JSON, `{name: {dtype, shape, data_offsets}}`

@@ -1,4 +1,4 @@
-"""Where the trainings of a comparison run: processes on this machine, or a Ray cluster.
+"""Run the trainings of a comparison: as processes on this machine, or on a Ray cluster.
 
 An executor is a function that takes tasks and yields (task, exit status) as each ends, and None about once a second
 meanwhile. When its caller stops listening, what still runs is killed.
@@ -64,7 +64,9 @@ def parse_devices(device: Any) -> list[str]:
     words = device if isinstance(device, list | tuple) else str(device).split(",")
     devices = [str(word).strip().removeprefix("cuda:") for word in words]
     if not all(devices) or len(set(devices)) < len(devices):
-        raise ValueError(f"device={device} must name devices, each once, such as device=0,1; jobs=2 puts two on one")
+        raise ValueError(
+            f"device={device} must name different devices, such as device=0,1; with jobs=2 two trainings share a device"
+        )
     return devices
 
 

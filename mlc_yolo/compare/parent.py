@@ -1,4 +1,4 @@
-"""A process that ends when the one that started it ends, however that happened."""
+"""End a process when its parent ends, for whatever reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison found: a table of runs, and one of differences with their uncertainty."""
+"""The result of a comparison: a table of runs, and a table of differences with their uncertainty."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Comparison:
         """
         run = self.grid.cell(cell)
         if not is_finished(run, self.folder):
-            raise FileNotFoundError(f"{cell} is not finished; compare with the same options goes on")
+            raise FileNotFoundError(f"{cell} is not finished: compare again with the same options to resume")
         return Records.load(self.folder / cell / RECORDS)
 
     @property

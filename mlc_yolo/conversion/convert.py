@@ -1,4 +1,4 @@
-"""Pascal VOC XML or COCO JSON to a data set that Ultralytics trains on.
+"""Convert Pascal VOC XML or COCO JSON to a data set that Ultralytics trains on.
 
     output/
       data.yaml                  no path in it: the folder can be moved

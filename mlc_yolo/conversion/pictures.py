@@ -1,4 +1,4 @@
-"""What a reader of annotations hands over: pictures with boxes in pixels, and the problems met on the way.
+"""The result of reading annotations: pictures with boxes in pixels, and the problems in the source.
 
 Frame: x right and y down from the top left corner of the image as it is shown (EXIF rotation applied, as Ultralytics
 loads it), in pixels between edges: the whole image is (0, 0, W, H).

@@ -1,4 +1,4 @@
-"""Boxes that are not upright in the image as it is shown: images turned by EXIF, and rotated rectangles.
+"""Turn boxes upright: in images that EXIF rotates, and of rotated rectangles.
 
 1. A camera held upright writes a lying image and an EXIF orientation. Ultralytics, like any viewer, turns the image.
    Some annotation tools do not: their boxes count in the image as stored. The annotated size tells which, where width

@@ -118,7 +118,7 @@ class DetectorModel(DetectionModel):
         if kind != self.yaml["detector"]:
             raise ValueError(
                 f"expected weights of a {self.yaml['detector']}, got those of "
-                f"{'a ' + kind if kind else type(source).__name__}; choose the model YAML that fits them"
+                f"{'a ' + kind if kind else type(source).__name__}; use the model YAML that fits them"
             )
         tensors = intersect_dicts(source.float().state_dict(), self.state_dict())
         self.load_state_dict(tensors, strict=False)
@@ -149,7 +149,7 @@ class DetectorModel(DetectionModel):
 
     def init_criterion(self) -> Any:
         """Refuse: the trainer attaches the criterion, which needs the training options."""
-        raise RuntimeError("a detector's loss comes with its trainer: MLCYOLO(...).train(...)")
+        raise RuntimeError("a detector's loss is attached by its trainer: call MLCYOLO(...).train(...)")
 
 
 def _fold(parent: nn.Module) -> None:

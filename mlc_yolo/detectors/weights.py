@@ -61,14 +61,14 @@ def start_from(
     if kind != config["detector"]:
         raise ValueError(
             f"pretrained={source} holds torchvision's {kind}, but the model is a {config['detector']}; "
-            f"take model={kind}-r50-fpn.yaml, or other weights"
+            f"use model={kind}-r50-fpn.yaml, or other weights"
         )
     if kind == "retinanet":
         state = {_todays_tower(name): value for name, value in state.items()}
         if "head.classification_head.conv.0.1.weight" in state:
             raise ValueError(
                 f"pretrained={source} is torchvision's second RetinaNet (v2), whose towers have group norm; "
-                "this is the first: take RetinaNet_ResNet50_FPN_Weights.COCO_V1"
+                "this model is the first: use RetinaNet_ResNet50_FPN_Weights.COCO_V1"
             )
     state = {_todays_pyramid(name): value for name, value in state.items()}
     state, names = _coco80(state, _ANCHORS[kind])
@@ -98,7 +98,7 @@ def _read(source: str | Path) -> dict[str, Tensor]:
         except OSError as error:
             raise OSError(
                 f"pretrained={source} could not be downloaded ({error}); "
-                f"fetch {weights.url} elsewhere and give the file"
+                f"download {weights.url} on another machine and give the file"
             ) from error
         if weights is RetinaNet_ResNet50_FPN_Weights.COCO_V1:
             state["norm_eps"] = torch.tensor(0.0)  # trained before torchvision's normalisation had an epsilon
@@ -111,7 +111,7 @@ def _read(source: str | Path) -> dict[str, Tensor]:
     except Exception as error:
         raise ValueError(f"pretrained={source} is not a state dict that loads without running code: {error}") from error
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"pretrained={source} must hold a state dict: names and tensors, nothing else")
+        raise ValueError(f"pretrained={source} must hold a state dict, with names and tensors only")
     if path.name.startswith("retinanet_resnet50_fpn_coco-"):
         state["norm_eps"] = torch.tensor(0.0)
     return dict(state)

@@ -1,1 +1,1 @@
-"""What validation and prediction make of a model: detections, metrics, pictures."""
+"""Validation and prediction: from a model to detections, metrics and pictures."""

@@ -15,7 +15,7 @@ from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
 
 
 def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
-    """Say what holds a detector back.
+    """Measure what limits a detector.
 
     Validates once, prints the table of repairs and the verdict, and writes both to the run's folder as `diagnosis.csv`
     and `diagnosis.json`.
@@ -33,7 +33,7 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
             the model does not know.
     """
     if model.task != "detect":
-        raise ValueError(f"a diagnosis is of a detection model, and this is a {model.task} model")
+        raise ValueError(f"a diagnosis needs a detection model, but this is a {model.task} model")
     if isinstance(conf, bool) or not isinstance(conf, int | float) or not 0 <= conf <= 1:
         raise ValueError(f"conf={conf!r} must be a score threshold from 0 to 1, such as conf=0.25")
     validator, made = listed(DiagnosingValidator)

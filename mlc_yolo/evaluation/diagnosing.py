@@ -1,4 +1,4 @@
-"""A validation that also keeps what a diagnosis asks for: candidates before NMS, and what rescoring does.
+"""A validation that also keeps the data of a diagnosis: candidates before NMS, and the effect of rescoring.
 
 Everything is taken from the outputs of the one pass that a validation makes. Of an image it keeps a row per object and
 the detections: memory does not grow with the candidates.
@@ -113,7 +113,7 @@ class DiagnosingValidator(RecordingValidator):
                 raise ValueError(
                     f"class {label} is '{name}' in {self.args.data} and {theirs}: a diagnosis needs data of the "
                     "model's own classes, in the same order. Give the data it was trained for, or single_cls=True, "
-                    "which takes all classes for one"
+                    "which merges all classes"
                 )
 
     def _predicted_iou(self, preds: Any, dense: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What holds a detector back: numbers and intervals from what one validation saw.
+"""Measure what limits a detector: numbers and intervals from the records of one validation.
 
 AP and its gains are COCO's, in percent points; an interval is a 95 % interval over images, for these very weights, from
 100 draws of the images with replacement, the same for every number, as `metrics.bootstrap` makes it.

@@ -65,14 +65,14 @@ class Placing:
         ends = bool(getattr(model, "end2end", False))
         if self.vote and ends:
             raise ValueError(
-                "vote=True lets boxes that NMS suppresses vote, and this model needs no NMS: give end2end=False, or "
+                "vote=True uses the boxes that NMS suppresses, but this model has no NMS: give end2end=False, or "
                 "leave vote out"
             )
         if (self.min_iou > 0 or self.by_iou) and (ends or augment or not _predicts_iou(_head(model))):
             asked = f"min_iou={self.min_iou:g}" if self.min_iou > 0 else "sort=iou"
             why = "with augment=True" if augment else "without NMS" if ends else "of this model"
             raise ValueError(
-                f"{asked} chooses by the predicted IoU, which is not known {why}: take a checkpoint trained with the "
+                f"{asked} needs the predicted IoU, which is not available {why}: use a checkpoint trained with the "
                 "IoU channel, not exported, with NMS and without augment=True"
             )
 

@@ -1,4 +1,4 @@
-"""A validation that keeps what it saw as `Records`."""
+"""A validation that keeps its detections and objects as `Records`."""
 
 from __future__ import annotations
 
@@ -99,9 +99,7 @@ def refuse_other_tasks(model: Any) -> None:
         ValueError: a model of another task.
     """
     if model.task != "detect":
-        raise ValueError(
-            f"what is judged are the boxes of detection models, and '{model.model_name}' is a {model.task} model"
-        )
+        raise ValueError(f"records need a detection model, but '{model.model_name}' is a {model.task} model")
 
 
 def record(model: Any, validator: type[RecordingValidator] = RecordingValidator, **arguments: Any) -> Records:

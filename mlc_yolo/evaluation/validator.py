@@ -161,7 +161,7 @@ class MLCValidator(DetectionValidator):
             other = [f"'{name}' in the data is '{theirs}' to the model" for theirs, name in pairs if theirs != name]
             if other:
                 LOGGER.warning(
-                    f"the data's classes are not the model's: {other[0]}{', and so on' if len(other) > 1 else ''}. "
+                    f"the data's classes differ from the model's: {other[0]}{', and so on' if len(other) > 1 else ''}. "
                     "Labels and detections are matched by their numbers"
                 )
         net = native(model)
@@ -171,7 +171,7 @@ class MLCValidator(DetectionValidator):
             )
             raise ValueError(
                 f"the data has {self.data['nc']} classes and this {net.kind} {len(net.names)}: "
-                f"the others would count as never found; {advice}"
+                f"objects of the others would count as missed; {advice}"
             )
 
     def get_desc(self) -> str:
@@ -223,7 +223,7 @@ class MLCValidator(DetectionValidator):
         metrics = self.metrics
         _print_row("all", self.seen, metrics.nt_per_class.sum(), metrics.table_row())
         if not metrics.nt_per_class.sum():
-            LOGGER.warning("the data has no objects: there is nothing to measure detections by")
+            LOGGER.warning("the data has no objects, so detections cannot be judged")
         if self.args.verbose and not self.training and self.nc > 1:
             for i, label in enumerate(metrics.ap_class_index):
                 images, objects = metrics.nt_per_image[label], metrics.nt_per_class[label]

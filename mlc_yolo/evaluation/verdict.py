@@ -1,4 +1,4 @@
-"""The diagnosis in words: what costs most, what it would take, and what the images cannot tell.
+"""The diagnosis in words: what costs most AP, how to gain it, and what the images cannot show.
 
 A sentence claims no more than its interval: a gain whose interval includes zero is not shown, and of two mistakes
 whose paired interval includes zero neither is shown to cost more.

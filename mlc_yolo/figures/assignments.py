@@ -1,4 +1,4 @@
-"""Pictures of who learns what: a model's own predictions on a data set's images, assigned by two assigners.
+"""Draw assignments: a model's predictions on a data set's images, assigned by two assigners.
 
 1. The first images that hold objects come from Ultralytics' data set, resized as in the model's validation, without
 augmentation. 2. The model, in evaluation mode, gives the raw outputs its criterion would see; of an end-to-end head,
@@ -288,11 +288,11 @@ def check_classes(data: dict[str, Any], theirs: dict[int, str]) -> None:
     if data["nc"] > len(theirs):
         raise ValueError(
             f"{data['yaml_file']} has {data['nc']} classes and the model {len(theirs)}: labels from {len(theirs)} on "
-            "have no score. Take a model trained on these classes"
+            "have no score. Use a model trained on these classes"
         )
     if other := [label for label, name in data["names"].items() if theirs[label] != name]:
         LOGGER.warning(
-            f"the model's classes are not the data's, e.g. {other[0]} is '{theirs[other[0]]}' to the model and "
+            f"the model's classes differ from the data's, e.g. {other[0]} is '{theirs[other[0]]}' to the model and "
             f"'{data['names'][other[0]]}' in the data: assigners that use scores see those of the wrong class"
         )
 
@@ -306,7 +306,7 @@ def _assigner_inputs(
     _, raw = net(image)
     raw = raw.get("one2many", raw)
     if not raw:
-        raise UsageError("the one-to-many branch is gone: the model was fused. Load the checkpoint anew")
+        raise UsageError("the model was fused, which removed its one-to-many branch: load the checkpoint again")
     return criterion.assigner_inputs(raw, batch)
 
 

@@ -69,7 +69,7 @@ def draw_figure(
     if kind not in _KINDS:
         raise ValueError(f"kind={kind!r} must be one of {', '.join(_KINDS)}.{did_you_mean(kind, _KINDS)}")
     if model is None and (kind != "amplification" or data is not None):
-        raise ValueError(f"kind={kind} draws what a model predicts on data: give model=... too")
+        raise ValueError(f"kind={kind} draws the predictions of a model: give model=...")
     if (other is not None) != (kind == "misaligned"):
         needs = "compares two models: give other=... too" if other is None else "is of one model: leave out other"
         raise ValueError(f"kind={kind} {needs}")

@@ -82,8 +82,8 @@ class _Recorder(MLCPredictor):
         """Detect as ever, and keep the candidates in px of the original images."""
         if getattr(self.model, "end2end", False):
             raise UsageError(
-                "an end-to-end head suppresses nothing, so that no box can be lost to suppression: end2end=False "
-                "judges its one-to-many branch"
+                "an end-to-end head has no NMS, so no box is lost to suppression: give end2end=False to use its "
+                "one-to-many branch"
             )
         dense = preds[0] if isinstance(preds, list | tuple) else preds
         classes = len(self.model.names)

@@ -1,4 +1,4 @@
-"""What a figure is asked to show, and what drawing it gives."""
+"""The request for a figure, and the result of drawing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What RetinaNet, FCOS and RPN heads share: one raw output, one way to rank it, one form that Ultralytics understands.
+"""The common base of RetinaNet, FCOS and RPN heads: raw output, ranking, and the form that Ultralytics reads.
 
 Raw predictions are a dict: `boxes` (B, A, 4) in the head's own coding, `scores` (B, A, K) class logits, `quality`
 (B, A) logits of the predicted IoU or centerness where the head has such a layer, and `feats`, the L feature maps. They

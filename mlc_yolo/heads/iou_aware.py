@@ -178,7 +178,9 @@ def rank_by_iou(head: nn.Module, by_iou: bool) -> None:
     """
     predicts_iou = isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
     if by_iou and (not predicts_iou or getattr(head, "end2end", False)):
-        raise ValueError("nms_by=iou ranks by the predicted IoU: this model has no such layer, or needs no NMS")
+        raise ValueError(
+            "nms_by=iou ranks by the predicted IoU, but this model has no such layer or has no NMS: leave it out"
+        )
     head.rank_by_iou = by_iou  # type: ignore[assignment]
 
 
@@ -221,5 +223,5 @@ def check_head(head: nn.Module) -> None:
     if not has_room(head):
         raise TypeError(
             f"an IoU channel needs the plain Detect head of a detection model, got {type(head).__name__}; "
-            "train this model with iou_head=False, or take a yolov8, yolo11, yolo12 or yolo26 detection model"
+            "train this model with iou_head=False, or use a yolov8, yolo11, yolo12 or yolo26 detection model"
         )

@@ -1,1 +1,1 @@
-"""What can be asked for: our options, Ultralytics' arguments, and one checked object of both."""
+"""Options: ours, Ultralytics' arguments, and one checked object of both."""

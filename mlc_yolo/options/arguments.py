@@ -1,4 +1,4 @@
-"""What was asked for, settled once: our options and Ultralytics' arguments, told apart, checked and complete.
+"""The arguments of a call: our options and Ultralytics', separated, checked and completed once.
 
 Upstream refuses keys it does not know, and hands its own arguments on as one flat namespace. So they are told apart at
 the borders: where a method of `MLCYOLO` is called, and where a trainer gets a flat namespace, as workers and resumed

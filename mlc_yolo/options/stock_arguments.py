@@ -1,4 +1,4 @@
-"""Ultralytics' arguments whose types it does not check: refused here, where it would ignore or crash on a wrong one.
+"""Check the types of Ultralytics' arguments that it does not check itself: it would ignore a wrong one, or crash.
 
 It checks most numbers and switches itself, and lets nan pass. What is below it takes as it comes: `classes=cat` drops
 every label without a word, `freeze=backbone` freezes nothing, `cache=rma` caches nothing.

@@ -1,4 +1,4 @@
-"""The parts of README.md that are made from files: the options of cfg/mlc.yaml, the runs of cfg/paper/results.csv.
+"""Generate parts of README.md from files: the options of cfg/mlc.yaml, the runs of cfg/paper/results.csv.
 
     python -m mlc_yolo.paper.readme
 

@@ -1,4 +1,4 @@
-"""The page of a diagnosis: the verdict and the ladder of oracles first, then what they rest on."""
+"""The page of a diagnosis: the verdict and the ladder of oracles first, then the evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images on which two variants differ most, with what each found drawn on the photograph.
+"""The images on which two variants differ most, with the detections of both drawn on the photograph.
 
 An image's *quality* is twice the sum of the IoU of its correct detections, divided by its detections plus its objects:
 1 where every object has one detection that fits it exactly, less for boxes that sit badly, for missed objects and for

@@ -1,4 +1,4 @@
-"""Objects on their photographs: those whose better box lost in NMS, and those whose box sits badly."""
+"""Objects on their photographs: objects whose better box lost in NMS, and objects with a badly placed box."""
 
 from __future__ import annotations
 

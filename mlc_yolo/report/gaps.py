@@ -1,4 +1,4 @@
-"""What each kind of mistake costs a variant, and what its change did to that.
+"""The cost of each kind of mistake to a variant, and how its change affects that cost.
 
 The *gap* of a mistake is what AP would gain if it alone were mended (`metrics.oracles`). Runs are paired by seed, and a
 difference of gaps has its interval from `metrics.bootstrap`. Mending the rank inside objects needs the candidates

@@ -1,4 +1,4 @@
-"""What a comparison holds, arranged as its report needs it: by data set and variant, the baseline first."""
+"""Gather the results of a comparison for its report: by data set and variant, the baseline first."""
 
 from __future__ import annotations
 

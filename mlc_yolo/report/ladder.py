@@ -1,4 +1,4 @@
-"""The ladder of oracles: for each repair a bar from the detector's AP to what the repair would make of it."""
+"""The ladder of oracles: for each repair, a bar from the detector's AP to its AP after the repair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers as the pages write them: a true minus sign, a dash for what is not known."""
+"""Format numbers for the pages: a true minus sign, a dash for an unknown value."""
 
 from __future__ import annotations
 

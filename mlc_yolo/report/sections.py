@@ -1,4 +1,4 @@
-"""The sections of the report: what the template fills in, from what was gathered."""
+"""The sections of the report: the values of its template, computed from the gathered results."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_validation_says_when_the_classes_are_other_ones(
 ) -> None:
     model = MLCYOLO("yolo11n.yaml")
     model.val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
-    assert "the data's classes are not the model's" in caplog.text and "and so on" in caplog.text
+    assert "the data's classes differ from the model's" in caplog.text and "and so on" in caplog.text
     caplog.clear()
     model.model.names = {0: "square", 1: "disc", 2: "cross"}
     model.val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)

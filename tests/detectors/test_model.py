@@ -180,5 +180,5 @@ def test_restricted_loading_accepts_our_checkpoints(tmp_path: Path) -> None:
 
 
 def test_the_loss_comes_with_the_trainer() -> None:
-    with pytest.raises(RuntimeError, match="comes with its trainer"):
+    with pytest.raises(RuntimeError, match="is attached by its trainer"):
         DetectorModel(configuration("fcos"), verbose=False).init_criterion()
