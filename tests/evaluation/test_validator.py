@@ -284,7 +284,7 @@ def test_unknown_and_wrong_options_are_refused(tiny_data: Path, run_dir: Path) -
         MLCValidator(args={"data": str(tiny_data), "project": str(run_dir), "coco_eval": 3})
     with pytest.raises(SyntaxError, match="coco_evil"):
         MLCValidator(args={"data": str(tiny_data), "project": str(run_dir), "coco_evil": True})
-    options = MLCValidator(args={"data": str(tiny_data), "project": str(run_dir), "assigner": "mg"}).options
+    options = MLCValidator(args={"data": str(tiny_data), "project": str(run_dir), "assigner": "mg"}).arguments.ours
     assert options["assigner"] == "mutual_guidance"
     assert options["coco_eval"] is False
 
