@@ -22,6 +22,7 @@ from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 
 from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.marker import wants_warp
+from mlc_yolo.data.class_names import warn_of_other_names
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.flags import difficult_rows, read_flags
 from mlc_yolo.data.fonts import provide_fonts
@@ -157,13 +158,7 @@ class MLCValidator(DetectionValidator):
         """Refuse data with classes a ported detector has no output for; warn where the numbers mean other things."""
         names = getattr(model, "names", None)
         if not self.training and not self.args.single_cls and isinstance(names, dict):
-            pairs = [(names.get(label), name) for label, name in self.data["names"].items()]
-            other = [f"'{name}' in the data is '{theirs}' to the model" for theirs, name in pairs if theirs != name]
-            if other:
-                LOGGER.warning(
-                    f"the data's classes differ from the model's: {other[0]}{', and so on' if len(other) > 1 else ''}. "
-                    "Labels and detections are matched by their numbers"
-                )
+            warn_of_other_names(self.data["names"], names, "Labels and detections are matched by their numbers")
         net = native(model)
         if isinstance(net, DetectorModel) and self.data["nc"] > len(net.names) and not self.args.single_cls:
             advice = (

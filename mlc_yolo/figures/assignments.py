@@ -25,6 +25,7 @@ from ultralytics.utils.torch_utils import select_device
 
 from mlc_yolo.assigners import Assigner, Predictions, Schedule, Targets, TaskAligned, build_assigner
 from mlc_yolo.checkpoints.marker import wants_warp
+from mlc_yolo.data.class_names import warn_of_other_names
 from mlc_yolo.data.datasets import build
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.listing import printable
@@ -290,11 +291,7 @@ def check_classes(data: dict[str, Any], theirs: dict[int, str]) -> None:
             f"{data['yaml_file']} has {data['nc']} classes and the model {len(theirs)}: labels from {len(theirs)} on "
             "have no score. Use a model trained on these classes"
         )
-    if other := [label for label, name in data["names"].items() if theirs[label] != name]:
-        LOGGER.warning(
-            f"the model's classes differ from the data's, e.g. {other[0]} is '{theirs[other[0]]}' to the model and "
-            f"'{data['names'][other[0]]}' in the data: assigners that use scores see those of the wrong class"
-        )
+    warn_of_other_names(data["names"], theirs, "Assigners that use scores see those of the wrong class")
 
 
 @torch.no_grad()

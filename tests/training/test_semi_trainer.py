@@ -26,6 +26,7 @@ from mlc_yolo.heads.iou_aware import IoUAwareDetect
 from mlc_yolo.training import semi_trainer as semi
 from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
 from mlc_yolo.training.semi_trainer import STUDENT, SemiTrainer, unlabeled_source
+from mlc_yolo.training.trainer import MLCTrainer
 
 #: The installed program, not `python -m`: upstream treats programs by their name.
 PROGRAM = Path(sys.executable).with_name("mlc-yolo")
@@ -541,3 +542,27 @@ def test_a_level_of_stride_64_takes_a_size_of_multiples_of_128(
 def test_images_of_many_channels_are_refused(tiny_data: Path, photos: Path, run_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected images of 1 or 3 channels"):
         semi_train("yolo11n.yaml", _data(tmp_path, tiny_data, channels=5), photos, run_dir / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({}, MLCTrainer), ({"ssl": "none"}, MLCTrainer), ({"ssl": "sed"}, SemiTrainer)],
+)
+def test_the_trainer_for_images_without_labels_is_taken_for_them_alone(
+    options: dict[str, Any], expected: type, tiny_data: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    seen: list[type] = []
+
+    def stop(trainer: Any) -> None:
+        seen.append(type(trainer))
+        raise KeyboardInterrupt
+
+    if expected is SemiTrainer:
+        (tmp_path / "photos").mkdir()
+        shutil.copy(tiny_data.parent / "images" / "train" / "0.png", tmp_path / "photos")
+        options = {**options, "unlabeled": str(tmp_path / "photos")}
+    model = MLCYOLO("yolo11n.yaml")
+    model.add_callback("on_pretrain_routine_start", stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(data=str(tiny_data), project=str(run_dir), imgsz=64, **options)
+    assert seen == [expected]
