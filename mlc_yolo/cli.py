@@ -111,7 +111,7 @@ def _missing_package(error: Exception) -> str | None:
 
 
 def _answer(error: Exception) -> str:
-    """Return what the user reads of a request that cannot be run."""
+    """Return the message for a request that cannot be run."""
     hint = "" if isinstance(error, UsageError) else " MLC_YOLO_TRACEBACK=1 shows where this comes from."
     missing = _missing_package(error)
     advice = f". Install it, such as with: pip install {missing}" if missing else ""
@@ -205,7 +205,7 @@ def _own_arguments() -> dict[str, Any]:
 
 
 def _accepted(mode: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return what a mode takes of known arguments.
+    """Return the known arguments that a mode takes.
 
     Raises:
         UsageError: one that is not of this mode, one that is missing, or the task of another kind of model.

@@ -296,7 +296,7 @@ class MLCYOLO(OpenedYOLO):
         return MLCTuner(run, self.callbacks, arguments=arguments, model=self.model)(iterations=iterations)
 
     def _arguments(self, kwargs: dict[str, Any]) -> Arguments:
-        """Return what a method was called with, checked and as this model means it.
+        """Return the arguments of a method, checked, with empty options filled for this model.
 
         Raises:
             ValueError: a value outside its domain, or an option of ours on a model of another task.

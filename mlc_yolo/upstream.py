@@ -148,7 +148,7 @@ def warn_if_untested() -> None:
 
 @contextmanager
 def training_command(command: list[str]) -> Iterator[None]:
-    """Let the tuner start its trainings with `command`; upstream's own is put back whatever happens.
+    """Let the tuner start its trainings with `command`, and restore upstream's command in any case.
 
     Upstream offers no argument for it, and a tuning that ran stock trainings would ignore our options without a word.
 

@@ -20,7 +20,7 @@ __all__ = ["folder", "json_text", "move", "save", "write", "write_json"]
 
 
 def write(file: Path, content: bytes | str, *, shared: bool = False) -> None:
-    """Write a file in one step. Killed or out of space, it leaves what was there, and nothing beside it when it raises.
+    """Write a file in one step. If killed or out of space, it keeps the old file; if it raises, it removes its own.
 
     Args:
         file: the file.
@@ -42,7 +42,7 @@ def write(file: Path, content: bytes | str, *, shared: bool = False) -> None:
 
 
 def save(file: Path, content: Any) -> None:
-    """Write what `torch.save` makes of `content` in one step; see `write`."""
+    """Save `content` by `torch.save` in one step; see `write`."""
     import torch  # not needed for other files, and slow to import
 
     buffer = io.BytesIO()

@@ -38,7 +38,7 @@ def foreign_names(model: nn.Module, *, without: Any = None) -> list[str]:
 
 
 class _Names(pickle.Pickler):
-    """Notes what would be written by name, and writes nothing that matters."""
+    """Collects the names that a pickle would refer to; its output is discarded."""
 
     def __init__(self, without: Any) -> None:
         super().__init__(io.BytesIO(), protocol=2)  # torch's
@@ -46,7 +46,7 @@ class _Names(pickle.Pickler):
         self._without = without
 
     def persistent_id(self, obj: Any) -> str | None:
-        """Return a name for what need not be looked into; None for the rest."""
+        """Return a name for objects that need no inspection; None for others."""
         if isinstance(obj, type | FunctionType | BuiltinFunctionType):
             self.seen.add(f"{obj.__module__}.{obj.__qualname__}")
             return "by name"

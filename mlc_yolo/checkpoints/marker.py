@@ -25,7 +25,7 @@ _IOU_TENSORS = "cv_iou."  # in the name of every tensor of the channel, on both 
 
 
 def read_marker(model: nn.Module) -> dict[str, Any]:
-    """What an earlier run wrote about itself into `model`; empty for a model that is not ours."""
+    """Return the marker of an earlier run in `model`; empty for a model that is not ours."""
     return dict((getattr(model, "yaml", None) or {}).get(_KEY) or {})
 
 

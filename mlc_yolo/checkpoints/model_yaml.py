@@ -24,7 +24,7 @@ _PARTS = ("backbone", "head")
 
 
 def program_in(config: Mapping[Any, Any]) -> str | None:
-    """Return what building a model would run or fetch, in words.
+    """Describe what building a model would run or fetch.
 
     Args:
         config: the YAML's content, or any other mapping.

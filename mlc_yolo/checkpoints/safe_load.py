@@ -219,7 +219,7 @@ def _refusal(
 
 
 def _read(path: Path, stand_ins: dict[str, type]) -> Any:
-    """Read a file with stand-ins for what is allowed; its tensors hold no values."""
+    """Read a file with stand-ins for allowed classes; its tensors hold no values."""
     allowed: list[Any] = [(kind, name) for name, kind in stand_ins.items()]
     with _LOCK:
         others = torch.serialization.get_safe_globals()  # what the user's program allows does not count here
@@ -233,7 +233,7 @@ def _read(path: Path, stand_ins: dict[str, type]) -> Any:
 
 
 def _refuse_programs(held: Any, seen: set[int]) -> None:
-    """Refuse whatever would have Ultralytics run something, anywhere in what was read.
+    """Refuse content, at any depth, that would make Ultralytics run a program.
 
     Raises:
         Refused: there is such a thing.

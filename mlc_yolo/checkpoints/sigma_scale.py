@@ -21,7 +21,7 @@ _FACT = "sigma_scale"
 
 
 def sigma_scale(model: nn.Module) -> float:
-    """Return what a model's own standard deviations are multiplied by; 1 where nothing was stored."""
+    """Return the stored factor for a model's standard deviations; 1 if none is stored."""
     return float(read_marker(model).get(_FACT, 1.0))
 
 

@@ -54,7 +54,7 @@ class Refused(Exception):
 
 
 class StandIn(type):
-    """Makes classes that stand for allowed ones; `accepts` says what to make objects with, and is None for modules."""
+    """Metaclass of stand-ins. `accepts` checks the values that an object is made with; it is None for modules."""
 
     accepts: Callable[..., bool] | None
 
@@ -144,7 +144,7 @@ _FILLED: dict[str, Callable[[Any], bool]] = {"numpy.dtype": _is_of_number, **dic
 
 
 def stand_in(name: str) -> type | None:
-    """Return what stands for an allowed class while a file is looked at; None if it is not allowed."""
+    """Return the stand-in of an allowed class; None if the class is not allowed."""
     if name in _DATA:
         return StandIn(name, (Held,), {"accepts": staticmethod(_DATA[name])})
     return StandIn(name, (Held,), {}) if name in _ALIASES or _is_allowed_class(name) else None
@@ -159,7 +159,7 @@ def _is_allowed_class(name: str) -> bool:
 
 
 def _present_name(name: str) -> str:
-    """Return the name that Ultralytics translates another one to; most are what they were."""
+    """Return the current name of a class that Ultralytics has renamed; other names stay as they are."""
     for former, present in _FORMER_MODULES.items():
         if name.startswith(f"{former}."):
             return present + name.removeprefix(former)

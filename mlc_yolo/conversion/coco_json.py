@@ -245,7 +245,7 @@ def _id(entry: Any, name: str) -> Id | None:
 
 
 def _number(value: Any) -> float:
-    """A number, or nan for what is none."""
+    """Return a number, or nan for anything else."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -32,7 +32,7 @@ Paths = str | Path | Sequence[str | Path]
 
 @dataclass
 class Report:
-    """What a conversion did. `str` gives the text of report.txt.
+    """The report of a conversion. `str` gives the text of report.txt.
 
     Attributes:
         source: what was read.

@@ -32,7 +32,7 @@ Corners = tuple[float, float, float, float]
 
 
 class Kind(Enum):
-    """What can be wrong, and what was done about it."""
+    """Kinds of problems, and how each was handled."""
 
     ANNOTATION = "annotation unreadable: image left out"
     NO_ANNOTATION = "no annotation: image left out"
@@ -113,7 +113,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Header:
-    """What an image's header says.
+    """The content of an image's header.
 
     Attributes:
         size: (W, H) px of the image as shown.
@@ -254,7 +254,7 @@ def inside(xyxy: Corners, size: tuple[int, int], file: Path, what: str, problems
 
 
 def flag(value: Any, file: Path, what: str, problems: list[Problem]) -> bool:
-    """Read a yes or no as annotation tools write it; what is neither is a problem and taken as no."""
+    """Read a yes or no as annotation tools write it. Anything else is a problem and counts as no."""
     text = str(value).strip().lower()
     if text in {"1", "true", "yes"}:
         return True

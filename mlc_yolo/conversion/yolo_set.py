@@ -135,7 +135,7 @@ def write_set(root: Path, splits: dict[str, list[Labelled]], names: list[str], l
 
 
 def count(labelled: list[Labelled]) -> Counter[str]:
-    """Count what is in a split."""
+    """Count the content of a split."""
     counts = Counter({"images": 0, "without objects": 0, "objects": 0, "difficult": 0, "crowd regions": 0})
     for entry in labelled:
         objects = entry.flags["objects"]

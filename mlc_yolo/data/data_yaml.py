@@ -20,7 +20,7 @@ ARCHIVE = re.compile(r"https?://\S+\.(zip|tar|gz|tgz|xz|bz2|txz|tbz2)(\?\S*)?", 
 
 
 def check_settings(settings: Mapping[str, Any], source: Path, *, split: str = "val") -> None:
-    """Refuse what would run a program, never end or fail late.
+    """Refuse settings that would run a program, never end or fail late.
 
     Args:
         settings: the YAML's content.

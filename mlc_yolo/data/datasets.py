@@ -161,7 +161,7 @@ def build(
     warp: bool,
     ssd: bool = False,
 ) -> YOLODataset:
-    """Build one of these data sets with what upstream's `build_yolo_dataset` gives its own.
+    """Build one of these data sets with the arguments of upstream's `build_yolo_dataset`.
 
     That function takes its class by a global name, so it cannot make one of these.
 

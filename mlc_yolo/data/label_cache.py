@@ -37,7 +37,7 @@ _ARCHIVES = (b"PK\x03\x04", b"PK\x05\x06")
 
 
 class _Refused(Exception):
-    """Raised within the reader, with what no cache needs."""
+    """Raised within the reader; names the content that no cache needs."""
 
 
 class _Array:

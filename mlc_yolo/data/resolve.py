@@ -90,7 +90,7 @@ def resolve_data(data: str | Path | None, *, split: str | None = None) -> str:
 
 
 def resolve_for_upstream(data: str | Path | None, *, split: str | None = None) -> str:
-    """Find a data set as `resolve_data` does, for what has plain Ultralytics open it: its caches are looked at as well.
+    """Resolve a data set that plain Ultralytics will open: as `resolve_data` does, and check its caches too.
 
     Args:
         data: as for `resolve_data`; a folder of folders of images, for classification.
@@ -124,7 +124,7 @@ def resolve_for_upstream(data: str | Path | None, *, split: str | None = None) -
 def open_data(
     data: str | Path | None, *, split: str | None = None, fraction: Any = 1.0, download: bool = True
 ) -> dict[str, Any]:
-    """Read the description of a data set, for commands that list its images themselves: what a training reads, they do.
+    """Read the description of a data set as a training does, for commands that list its images themselves.
 
     Args:
         data: as for `resolve_data`, or an NDJSON file or address, which is converted as upstream does before training.
@@ -152,7 +152,7 @@ def open_data(
 
 
 def look_at_data(data: str, *, split: str | None = None) -> dict[str, Any] | None:
-    """Find out what is missing of a data set to train on, before a run folder is made: upstream looks afterwards.
+    """Check that a training set is complete before a run folder is made; upstream checks afterwards.
 
     Args:
         data: what `resolve_data` returned; anything but a YAML is left to upstream.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class SharedImages:
-    """What `find_shared` found among its `files`.
+    """The result of `find_shared` on its `files`.
 
     Attributes:
         same: those that are one file with an image of the other list: by the same path, a link or a hard link.

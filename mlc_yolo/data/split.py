@@ -263,7 +263,7 @@ def _row(stem: str, drawn: Sequence[Counter[int]], names: dict[int, str]) -> tup
 
 
 def _write(files: dict[Path, str]) -> None:
-    """Write what is not there yet, YAMLs after their lists.
+    """Write missing files, YAMLs after their lists.
 
     Raises:
         FileExistsError: a file is there with other content.

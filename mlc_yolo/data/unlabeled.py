@@ -53,7 +53,7 @@ class TwoViews:
 
 
 class UnlabeledDataset(CheckedDataset):
-    """Images alone. Items are what `TwoViews` gives."""
+    """Images without labels. An item is the result of `TwoViews`."""
 
     im_files: list[str]
 

@@ -143,7 +143,7 @@ def assigner_pair(asked: str | Assigner | Iterable[str | Assigner], *, own: str 
 
 
 def check_request(model: MLCYOLO, count: int) -> None:
-    """Refuse what no picture can be drawn of.
+    """Refuse a model or a count that cannot be drawn.
 
     Raises:
         ValueError: a model of another task, or a count below 1.
@@ -258,7 +258,7 @@ class Scene:
 
 
 def scenes(net: nn.Module, split: Split, chosen: Iterable[int], *, prior_scale: float) -> Iterator[Scene]:
-    """Yield images of a split with what the model's criterion hands to an assigner.
+    """Yield images of a split with the inputs that the model's criterion passes to an assigner.
 
     Args:
         net: the model that `split` was opened for.
@@ -298,7 +298,7 @@ def check_classes(data: dict[str, Any], theirs: dict[int, str]) -> None:
 def _assigner_inputs(
     net: nn.Module, criterion: PerTaskLoss | DetectorLoss, batch: dict[str, Any]
 ) -> tuple[Predictions, Priors, Targets]:
-    """Return what the criterion hands to an assigner, for one image."""
+    """Return the inputs that the criterion passes to an assigner, for one image."""
     image = batch["img"].to(next(net.parameters()).device).float() / 255
     _, raw = net(image)
     raw = raw.get("one2many", raw)

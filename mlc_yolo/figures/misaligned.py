@@ -1,4 +1,4 @@
-"""Figure 5 of Mutual Guidance: detections of two models, and what went into suppression in the same prediction."""
+"""Figure 5 of Mutual Guidance: detections of two models, and the candidates of suppression in the same prediction."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def draw_misaligned(request: Request) -> Drawn:
 
 
 class _Recorder(MLCPredictor):
-    """The predictor, which keeps what went into suppression and what came out."""
+    """A predictor that keeps the candidates and the results of suppression."""
 
     asked: str | None = None  # how images are resized; upstream makes the instance, and of the class alone
 

@@ -64,6 +64,6 @@ def origin(model: MLCYOLO) -> Path:
 
 
 def name_of(model: MLCYOLO) -> str:
-    """Return what a reader knows a model by: "best.pt" says nothing, its run does."""
+    """Return a name that tells a model from others: for "best.pt", that of its run."""
     path = origin(model)
     return path.parent.parent.name if path.parent.name == "weights" else path.stem

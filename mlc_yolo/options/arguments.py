@@ -74,7 +74,7 @@ class Arguments:
 
 
 def stock_only(arguments: Mapping[str, Any] | SimpleNamespace | None) -> dict[str, Any]:
-    """Return a new dict of the arguments that are none of ours."""
+    """Return a new dict of the arguments that are not our options."""
     ours = defaults()
     return {name: value for name, value in _mapping(arguments).items() if name not in ours}
 

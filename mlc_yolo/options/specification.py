@@ -62,7 +62,7 @@ def validated(ours: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, Any]:
-    """Fill options left empty with what they mean for a model.
+    """Fill empty options with the values they mean for a model.
 
     Args:
         ours: checked options.
@@ -114,7 +114,7 @@ def warmup_epochs(warmup: float | None, assigner: str | None, epochs: int) -> in
 
 
 def warmup_length(warmup: float | None, assigner: str | None, epochs: int) -> int:
-    """Return what `warmup_epochs` does, without its check: a run under way may turn out shorter than planned."""
+    """Return the length as `warmup_epochs` does, unchecked: a run under way may turn out shorter than planned."""
     if warmup is None:
         warmup = 0.4 if assigner == "mlc" else 0
     return int(warmup) if warmup >= 1 else int(warmup * epochs + 1e-9)  # 0.29 * 100 is 28.999...

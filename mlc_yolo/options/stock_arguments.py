@@ -56,7 +56,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_stock(stock: Mapping[str, Any]) -> None:
-    """Check those of Ultralytics' arguments that it takes whatever their type.
+    """Check the arguments whose types Ultralytics does not check.
 
     Args:
         stock: arguments by name; None is always allowed, other names are not looked at.

@@ -91,7 +91,7 @@ class DetectorLoss:
         return self.prepare(preds, batch).over_ranks()
 
     def prepare(self, preds: Any, batch: dict[str, Any], *, images: int | None = None) -> Pending[Losses]:
-        """Decide who learns what, and return what a call does once the normalisers are known.
+        """Assign both tasks; return this rank's normalisers and the function that turns their sums into losses.
 
         Args:
             preds: as for a call.
@@ -127,7 +127,7 @@ class DetectorLoss:
         return Pending(torch.stack([count.float() for count in counts.values()]), finish)
 
     def assigner_inputs(self, raw: dict[str, Any], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
-        """Return what an assigner gets to see of raw predictions and a batch."""
+        """Return the inputs of an assigner, made from raw predictions and a batch."""
         priors = self.head.priors(raw["feats"], scale=self.prior_scale)
         return self._predictions(raw, priors), priors, self._targets(raw, batch)
 
@@ -169,7 +169,7 @@ class DetectorLoss:
     def _centerness_target(
         self, raw: dict[str, Any], priors: Priors, targets: Targets, loc: TaskAssignment
     ) -> Tensor | None:
-        """Return what localisation's P positives learn, (P,) in [0, 1], or None where the head learns no centerness."""
+        """Return centerness targets of localisation's P positives, (P,) in [0, 1]; None without a centerness layer."""
         if "quality" not in raw or self.head.quality != "centerness":
             return None
         image, anchor = loc.positive.nonzero(as_tuple=True)

@@ -156,7 +156,7 @@ class DurableTrainer(DetectionTrainer):
         self._pending = self._put_off = 0
 
     def save_model(self) -> Any:
-        """Save as upstream does, but every file in one step, and last.pt with what it takes to go on exactly.
+        """Save as upstream does, but move every file in one step, and give last.pt the state for an exact resume.
 
         Raises:
             OSError: a file cannot be written; the ones before are kept.

@@ -57,7 +57,7 @@ def without_weights(ema: Any) -> tuple[Any, Any]:
 
 
 def with_state(checkpoint: dict[str, Any], trainer: Any, state: dict[str, Any]) -> dict[str, Any]:
-    """Return upstream's checkpoint with what it takes to go on exactly.
+    """Return upstream's checkpoint with the state for an exact resume.
 
     Args:
         checkpoint: as upstream saved it, with weights or without; the average is put in, as float32.
@@ -134,7 +134,7 @@ class RecordedLoader(InfiniteDataLoader):
 
 
 def draws(loader: Any) -> dict[str, Any]:
-    """Return the states of what is drawn at random in a training, in types that restricted loading accepts.
+    """Return the states of a training's random generators, in types that restricted loading accepts.
 
     Args:
         loader: `RecordedLoader` of training images, between two epochs.

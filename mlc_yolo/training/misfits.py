@@ -20,7 +20,7 @@ from mlc_yolo.options.specification import warmup_epochs, warmup_length
 
 
 def refuse_for_detector(config: dict[str, Any], name: str, arguments: Arguments, *, has_weights: bool) -> None:
-    """Refuse what a ported detector cannot have.
+    """Refuse options and weights that do not fit a ported detector.
 
     Args:
         config: its YAML's content.
@@ -43,7 +43,7 @@ def refuse_for_detector(config: dict[str, Any], name: str, arguments: Arguments,
 
 
 def refuse_for_yolo(model: nn.Module, name: str, arguments: Arguments) -> None:
-    """Refuse what a YOLO cannot have.
+    """Refuse options and weights that do not fit a YOLO.
 
     Args:
         model: the network.

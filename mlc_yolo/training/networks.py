@@ -115,13 +115,13 @@ def build_detector(
 
 
 def _facts(ours: Mapping[str, Any], weights: nn.Module | None) -> dict[str, bool | str]:
-    """Return what the model's checkpoint shall say of this run, a resize taken over from `weights` included."""
+    """Return the marker of the model's checkpoint for this run, with a resize inherited from `weights`."""
     resize = {"resize": "warp"} if wants_warp(ours["resize"], weights) else {}
     return {"rescore": ours["rescore"], "nms_by": ours["nms_by"], **resize}
 
 
 def _set_ranking(model: DetectionModel, ours: Mapping[str, Any]) -> None:
-    """Make the head rank its boxes as asked, and refuse what it has no layer for."""
+    """Set the ranking of the head's boxes, and refuse a ranking that it has no layer for."""
     layers: Any = model.model
     if ours["nms_by"] == "iou":
         rank_by_iou(layers[-1], True)

@@ -103,7 +103,7 @@ class SemiLoss:
         self.gain = 0.0
 
     def __getattr__(self, name: str) -> Any:
-        """Look what is not ours up in the supervised criterion."""
+        """Look other attributes up in the supervised criterion."""
         if name == "supervised":  # a copy that is not filled yet
             raise AttributeError(name)
         return getattr(self.supervised, name)

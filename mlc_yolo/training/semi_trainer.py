@@ -69,10 +69,10 @@ class SemiTrainer(MLCTrainer):
         super().__init__(cfg, overrides, _callbacks, **kwargs)
 
     def _refuse_other_learning(self, run: Any) -> None:
-        """Refuse nothing: what can be learned from images without labels is learned here."""
+        """Refuse nothing: this trainer learns from images without labels."""
 
     def _prepare(self, run: Any) -> dict[str, Any]:
-        """Refuse what cannot be trained as `MLCTrainer` does, images without labels included.
+        """Refuse options as `MLCTrainer` does, and check those of images without labels.
 
         Raises:
             FileNotFoundError: no image without labels where `unlabeled` says.
@@ -167,7 +167,7 @@ class SemiTrainer(MLCTrainer):
             turn += 1
 
     def _draws(self) -> dict[str, Any]:
-        """Return the states of what is drawn at random, images without labels included."""
+        """Return the states of the random generators, those for images without labels included."""
         unlabeled = {"unlabeled": self.unlabeled_loader.place()} if self.semi else {}
         return {**super()._draws(), **unlabeled}
 
@@ -178,7 +178,7 @@ class SemiTrainer(MLCTrainer):
         super()._redraw(state)
 
     def gain(self) -> float:
-        """Return the weight of what is learned without labels at the step being trained."""
+        """Return the weight of the losses without labels at the current step."""
         burn_in, ramp = (
             warmup_length(length, None, self.epochs) for length in (self.args.ssl_burn_in, self.args.ssl_ramp)
         )
@@ -287,7 +287,7 @@ class SemiTrainer(MLCTrainer):
         return {name: value for name, value in items.items() if name not in absent}
 
     def plot_metrics(self) -> None:
-        """Plot what upstream plots, and how far teacher and student agree."""
+        """Draw upstream's plots, and one of the agreement of teacher and student."""
         super().plot_metrics()
         if self.semi:
             file = self.save_dir / "ssl_agreement.png"

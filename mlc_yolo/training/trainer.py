@@ -97,7 +97,7 @@ class MLCTrainer(DurableTrainer):
             )
 
     def _prepare(self, run: Any) -> dict[str, Any]:
-        """Refuse what cannot be trained, before a run folder is made.
+        """Refuse options and data that cannot be trained, before a run folder is made.
 
         Args:
             run: arguments of a new run as a namespace, ours included.
@@ -270,7 +270,7 @@ class MLCTrainer(DurableTrainer):
         self._attach_criterion()
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
-        """Resume as `DurableTrainer` does; upstream replaces the criterion of a dual-branch head: ours again."""
+        """Resume as `DurableTrainer` does, then attach our criterion again: upstream may have replaced it."""
         super().resume_training(ckpt)
         if ckpt is None or not self.resume:
             return

@@ -82,7 +82,7 @@ class PerTaskLoss(v8DetectionLoss):
         return self.prepare(preds, batch).over_ranks()
 
     def prepare(self, preds: Any, batch: dict[str, Any], *, images: int | None = None) -> Pending[Losses]:
-        """Decide who learns what, and return what `loss` does once the normalisers are known.
+        """Assign both tasks; return this rank's normalisers and the function that turns their sums into losses.
 
         Args:
             preds: as for `loss`, or (decoded, raw outputs) as in evaluation.
@@ -97,7 +97,7 @@ class PerTaskLoss(v8DetectionLoss):
         return self._assigned_step(entry, preds, batch, images)
 
     def assigner_inputs(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
-        """Return what an assigner gets to see of raw head outputs and a batch.
+        """Return the inputs of an assigner, made from raw head outputs and a batch.
 
         Args:
             preds: raw head outputs, as for `loss`.
@@ -231,7 +231,7 @@ class PerTaskLoss(v8DetectionLoss):
     def _inputs(
         self, preds: dict[str, Tensor], batch: dict[str, Any], priors: Priors, decoded: Tensor
     ) -> tuple[Predictions, Priors, Targets]:
-        """Wrap what was decoded, in cells, for an assigner."""
+        """Wrap decoded predictions, in cells, for an assigner."""
         scores = preds["scores"].detach().permute(0, 2, 1).float().sigmoid()
         height, width = preds["feats"][0].shape[2:]
         size = height * self.level_strides[0], width * self.level_strides[0]
@@ -266,7 +266,7 @@ class PerTaskE2ELoss(E2ELoss):
 
     @property
     def schedule(self) -> YoloSchedule:
-        """What trains the one-to-many branch by epoch."""
+        """The assigners of the one-to-many branch by epoch."""
         return self.one2many.schedule
 
     @schedule.setter

@@ -1,4 +1,4 @@
-"""What the demo set's scenes are made of: objects with a badge, flat clutter, backgrounds.
+"""The parts of the demo set's scenes: objects with a badge, flat clutter, backgrounds.
 
 Each function draws from the generator it is given and from nothing else.
 """
