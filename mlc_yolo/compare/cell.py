@@ -73,8 +73,8 @@ def run_cell(folder: Path, device: str) -> None:
         folder: the cell's folder.
         device: one device, as Ultralytics takes it.
     """
-    told = yaml.safe_load((folder / SPECIFICATION).read_text(encoding="utf-8"))
-    options: dict[str, Any] = dict(told["options"])
+    specification = yaml.safe_load((folder / SPECIFICATION).read_text(encoding="utf-8"))
+    options: dict[str, Any] = dict(specification["options"])
     name = options.pop("model")
     trust = bool(options.get("trust", False))
     place: dict[str, Any] = {"exist_ok": True, "device": device}
@@ -93,7 +93,7 @@ def run_cell(folder: Path, device: str) -> None:
     judged = MLCYOLO(last, trust=trust or written_here)
     options["imgsz"] = judged.model.args["imgsz"]  # as rounded in training
     records = record(judged, **options, project=str(folder), name="val", **place)
-    replace(records, digest=told["digest"]).save(folder / RECORDS)
+    replace(records, digest=specification["digest"]).save(folder / RECORDS)
 
 
 def _progress(last: Path, trust: bool) -> tuple[float, int]:

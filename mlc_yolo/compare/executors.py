@@ -65,7 +65,7 @@ def parse_devices(device: Any) -> list[str]:
     devices = [str(word).strip().removeprefix("cuda:") for word in words]
     if not all(devices) or len(set(devices)) < len(devices):
         raise ValueError(
-            f"device={device} must name different devices, such as device=0,1; with jobs=2 two trainings share a device"
+            f"device={device} must name each device once, such as device=0,1; with jobs=2 two trainings share a device"
         )
     return devices
 

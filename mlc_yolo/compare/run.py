@@ -107,14 +107,14 @@ def compare(
         except KeyboardInterrupt:
             LOGGER.info(f"\nStopped. What is finished is in {folder}; the same command goes on.")
             raise
-        found = Comparison(folder, grid, failed)
-        found.write()
-    LOGGER.info(f"\n{found}\nTables: {folder}")
+        comparison = Comparison(folder, grid, failed)
+        comparison.write()
+    LOGGER.info(f"\n{comparison}\nTables: {folder}")
     for run_name, tail in failed.items():
         LOGGER.error(f"{run_name} failed; the end of {folder / run_name / LOG}:\n{tail}")
     if failed:
         LOGGER.error("The same command tries them again.")
-    return found
+    return comparison
 
 
 def _train(grid: Grid, pending: Sequence[Cell], folder: Path, run: Any) -> dict[str, str]:
@@ -125,8 +125,8 @@ def _train(grid: Grid, pending: Sequence[Cell], folder: Path, run: Any) -> dict[
     for cell in pending:
         place = folder / cell.name
         place.mkdir(exist_ok=True)
-        told = {"options": cell.options, "digest": cell.digest, "version": __version__}
-        whole_files.write(place / SPECIFICATION, yaml.safe_dump(told, sort_keys=False))
+        specification = {"options": cell.options, "digest": cell.digest, "version": __version__}
+        whole_files.write(place / SPECIFICATION, yaml.safe_dump(specification, sort_keys=False))
         tasks.append(executors.Task(cell.name, "mlc_yolo.compare.cell", (str(place),), place / LOG))
     failed = {}
     progress = _Progress(grid, pending, folder)
@@ -206,13 +206,13 @@ def _measure_latency(grid: Grid, folder: Path, run: Any, *, written: Collection[
             for variant, cell in sorted(cells.items())
         }
         images = comparison.records(next(iter(cells.values())).name).images[:_LATENCY_IMAGES]
-        told = {"models": models, "images": images}
+        measured = {"models": models, "images": images}
         path = latency_file(folder, data)
         before = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if {name: before.get(name) for name in told} == told and "milliseconds" in before:
+        if {name: before.get(name) for name in measured} == measured and "milliseconds" in before:
             continue
         trusted = [name for name, cell in cells.items() if cell.name in written or cell.options.get("trust")]
-        whole_files.write(path, yaml.safe_dump({**told, "trusted": trusted}))
+        whole_files.write(path, yaml.safe_dump({**measured, "trusted": trusted}))
         tasks.append(executors.Task(data, "mlc_yolo.compare.latency", (str(path),), path.with_suffix(".log")))
     for task in tasks:  # one after the other: they would disturb one another
         for ended in run([task]):
@@ -282,13 +282,13 @@ def _told(values: Sequence[Any] | None) -> str:
 
 
 def _write_grid(folder: Path, grid: Grid) -> None:
-    told = {
+    content = {
         "options": grid.fixed,
         "lists": grid.lists,
         "baseline": grid.chosen,
         "cells": {cell.name: cell.digest for cell in grid.cells},
     }
-    whole_files.write(folder / GRID, yaml.safe_dump(told, sort_keys=False))
+    whole_files.write(folder / GRID, yaml.safe_dump(content, sort_keys=False))
 
 
 @contextmanager
