@@ -82,7 +82,7 @@ def vote(
         votes = (overlaps > iou_threshold) & (kept_groups[here, None] == groups)
         weights = scores * ((1 - overlaps.to(exact)).square() / -sigma).exp()
         sums[here] = weights.where(votes, 0) @ summands
-    weighted, total = sums.split(4, 1)
+    weighted, total = sums[:, :4], sums[:, 4:]
     return torch.where(total > 0, weighted / total, kept.to(exact)).float()
 
 
@@ -101,7 +101,8 @@ def distance_variances(logits: Tensor) -> Tensor:
         >>> distance_variances(torch.tensor([[0.0, 0.0]]).repeat(1, 4))
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    weights = logits.float().unflatten(1, (4, -1)).softmax(2)
+    weights = logits.float().reshape(len(logits), 4, logits.shape[1] // 4).softmax(2)
     bins = torch.arange(weights.shape[2], dtype=weights.dtype, device=weights.device)
     offsets = bins - (weights * bins).sum(2, keepdim=True)
-    return (weights * offsets.square()).sum(2).clamp(min=LEAST_VARIANCE)
+    variances: Tensor = (weights * offsets.square()).sum(2).clamp(min=LEAST_VARIANCE)
+    return variances

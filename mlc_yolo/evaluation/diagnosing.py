@@ -123,7 +123,8 @@ class DiagnosingValidator(RecordingValidator):
             raw = raw.get("one2many", raw)
         if not isinstance(raw, dict) or "iou" not in raw or raw["iou"].shape[-1] != dense.shape[-1]:
             return None
-        return raw["iou"][:, 0].float().sigmoid()
+        predicted: Tensor = raw["iou"][:, 0].float().sigmoid()
+        return predicted
 
     def _keep_predicted(self, dense: Tensor, predicted: Tensor) -> None:
         """Keep the predicted IoU of an image's best boxes, and its detections ranked by the class score alone."""

@@ -177,7 +177,7 @@ class MLCValidator(DetectionValidator):
         """Keep what NMS is about to see, then apply it."""
         dense = preds[0] if isinstance(preds, (list, tuple)) else preds
         rows = [self._image_entries(image) for image in dense]
-        self._entries.extend(torch.cat(rows).cpu().split([len(row) for row in rows]))
+        self._entries.extend(torch.split(torch.cat(rows).cpu(), [len(row) for row in rows]))
         placement = Placement(self._model, preds)
         images, anchors = placed_detections(
             dense,
