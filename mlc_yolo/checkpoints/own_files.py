@@ -10,21 +10,21 @@ from pathlib import Path
 
 __all__ = ["is_own", "remember"]
 
-_Print = tuple[int, int, int, int]
-_own: dict[Path, _Print] = {}
+_Fingerprint = tuple[int, int, int, int]
+_own: dict[Path, _Fingerprint] = {}
 
 
 def remember(file: Path) -> None:
     """Note that this process has just written a file."""
-    _own[file.resolve()] = _print(file)
+    _own[file.resolve()] = _fingerprint(file)
 
 
 def is_own(file: Path) -> bool:
     """Whether a file is as this process wrote it."""
     known = _own.get(file.resolve())
-    return known is not None and file.is_file() and known == _print(file)
+    return known is not None and file.is_file() and known == _fingerprint(file)
 
 
-def _print(file: Path) -> _Print:
-    found = file.stat()
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def _fingerprint(file: Path) -> _Fingerprint:
+    status = file.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
