@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import shlex
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -30,7 +31,9 @@ LIST_VALUED = frozenset({"classes", "freeze", "lr_steps", "unlabeled"})
 #: What makes no variant: differences are taken within each data set, between runs of the same seed.
 PAIRING = ("data", "seed")
 #: Arguments of a training that are no part of the question; a run that is finished may differ in them.
-PLACE = frozenset({"workers", "verbose", "plots"})
+PLACE = frozenset({"workers", "verbose", "plots", "trust"})
+#: Most bytes of a value's short name, and of a run's: a name of a file may have 255, what we add to it included.
+_LABEL_BYTES, _NAME_BYTES = 80, 200
 _JUDGING = ("classes", "single_cls", "split")
 _OWN = ("cfg", "mode", "resume", "save_dir", "task")
 
@@ -166,7 +169,8 @@ def plan(arguments: Mapping[str, Any], baseline: str | Mapping[str, Any] | None 
     labels = {name: dict(zip(map(_key, values), _labels(values), strict=True)) for name, values in lists.items()}
 
     def name_of(chosen: Mapping[str, Any], names: Sequence[str]) -> str:
-        return ",".join(f"{name}={labels[name][_key(chosen[name])]}" for name in names)
+        joined = ",".join(f"{name}={labels[name][_key(chosen[name])]}" for name in names)
+        return _within(joined, _NAME_BYTES, joined)
 
     pairing = [name for name in PAIRING if name in lists]
     cells = []
@@ -181,6 +185,8 @@ def plan(arguments: Mapping[str, Any], baseline: str | Mapping[str, Any] | None 
                 varied=drawn,
             )
         )
+    if len({_folded(cell.name) for cell in cells}) < len(cells):
+        raise ValueError("two runs would have one name: rename the files or folders that the lists name")
     if len(cells) == 1:
         raise ValueError("nothing to compare: give an option several values, such as assigner=tal,mlc seed=0,1,2")
     return Grid(fixed, lists, chosen, name_of(chosen, varied), cells)
@@ -266,18 +272,31 @@ def _labels(values: Sequence[Any]) -> list[str]:
 
 
 def _one_to_one(names: Sequence[str], values: Sequence[Any]) -> list[str]:
-    """Return names as labels; those that fall together get their value's digest.
-
-    Letters' case is no difference: file systems exist that do not keep it apart.
-    """
+    """Return names as labels; those that fall together on some file system, or are too long, get a digest."""
     labels = [_safe(name) for name in names]
-    folded = [label.casefold() for label in labels]
-    return [
-        label
-        if label and folded.count(fold) == 1
-        else f"{label}-{hashlib.sha256(_key(value).encode()).hexdigest()[:8]}".lstrip("-")
+    folded = [_folded(label) for label in labels]
+    distinct = [
+        label if label and folded.count(fold) == 1 else f"{label}-{_short_digest(_key(value))}".lstrip("-")
         for label, fold, value in zip(labels, folded, values, strict=True)
     ]
+    return [_within(label, _LABEL_BYTES, _key(value)) for label, value in zip(distinct, values, strict=True)]
+
+
+def _folded(name: str) -> str:
+    """Return what a name is to file systems that keep neither case nor ways of writing a letter apart."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _short_digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _within(name: str, limit: int, meaning: str) -> str:
+    """Return a name of at most so many bytes of UTF-8; one that is cut ends with a digest of all that it means."""
+    encoded = name.encode()
+    if len(encoded) <= limit:
+        return name
+    return f"{encoded[: limit - 9].decode(errors='ignore')}-{_short_digest(meaning)}"
 
 
 def _safe(text: str) -> str:

@@ -1,8 +1,9 @@
-"""Start trainings and stop before their first batch, so that all of a comparison is known to start before any does.
+"""Rehearse a comparison before anything is spent: start each training, stop before its first batch, judge its model.
 
 In a process of its own, `python -m mlc_yolo.compare.rehearsal FILE`: a trainer sets random seeds, chooses the device
-and logs. FILE holds the options of each training as YAML; why the trainers refuse them replaces it, None for those
-that they accept.
+and logs. FILE holds the options of each training as YAML; why they are refused replaces it, None for those that are
+accepted. The model that would be trained is judged as the trained one will be, on one blank image; no image of the data
+set is read.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from mlc_yolo.compare.executors import environment
 
 
 def refusals(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return why trainings could not start; writes nothing but a temporary folder.
+    """Return why trainings could not start or be judged; writes nothing but a temporary folder.
 
     Args:
         trainings: options of each, by name.
@@ -44,13 +45,16 @@ def refusals(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             text=True,
             check=False,
         )
-        found = yaml.safe_load(file.read_text())
-        if ended.returncode or not all(value is None or isinstance(value, str) for value in found.values()):
+        reasons = yaml.safe_load(file.read_text())
+        if ended.returncode or not all(value is None or isinstance(value, str) for value in reasons.values()):
             raise RuntimeError(f"checking the options failed ({ended.returncode}):\n{ended.stdout[-2000:]}")
-    return {name: reason for name, reason in found.items() if reason}
+    return {name: reason for name, reason in reasons.items() if reason}
 
 
 def _refusal(options: dict[str, Any], folder: str) -> str | None:
+    """Return why a training of these options could not start or be judged; None if it could."""
+    from mlc_yolo.compare.blank_image import judge_blank_image
+    from mlc_yolo.evaluation.recording import refuse_other_tasks
     from mlc_yolo.model import MLCYOLO
     from mlc_yolo.training.semi_trainer import SemiTrainer
 
@@ -59,22 +63,29 @@ def _refusal(options: dict[str, Any], folder: str) -> str | None:
 
     class Rehearsal(SemiTrainer):
         def train(self) -> None:
+            self.setup_model()
+            self.set_model_attributes()
             raise Started
 
+    name = options.pop("model")
+    options |= {"project": folder, "name": "run", "exist_ok": True, "device": "cpu"}
     try:
-        model = MLCYOLO(options.pop("model"), trust=bool(options.get("trust", False)))
-        if model.task != "detect":  # it would train, and the validation that records boxes would fail afterwards
-            return f"expected a detection model, got one of task '{model.task}', whose results cannot be judged here"
-        model.train(Rehearsal, **{**options, "project": folder, "name": "run", "exist_ok": True, "device": "cpu"})
-    except Started:
-        return None
-    except Exception as error:  # whatever a training would end with
+        model = MLCYOLO(name, trust=bool(options.get("trust", False)))
+        refuse_other_tasks(model)
+        try:
+            model.train(Rehearsal, **options)
+        except Started:
+            model.model = model.trainer.model
+        else:
+            return "it did not train"
+        judge_blank_image(model, {**options, "data": model.trainer.args.data})
+    except Exception as error:  # whatever a training or its judging would end with
         return f"{str(error).strip() or type(error).__name__}"
-    return "it did not train"
+    return None
 
 
 if __name__ == "__main__":
     _file = Path(sys.argv[1])
     _trainings = yaml.safe_load(_file.read_text())
-    _found = {name: _refusal(options, str(_file.parent)) for name, options in _trainings.items()}
-    _file.write_text(yaml.safe_dump(_found))
+    _reasons = {name: _refusal(options, str(_file.parent)) for name, options in _trainings.items()}
+    _file.write_text(yaml.safe_dump(_reasons))

@@ -47,8 +47,8 @@ COLUMNS = (
     *MEASURED,
     *("paper", "difference", "version", "commit", "device", "hours", "date", "command"),
 )
-#: Where a run happens and is kept: no part of the command that repeats its result.
-PLACE = frozenset({"device", "workers", "project", "name", "exist_ok"})
+#: Where a run happens and is kept, and what its user trusts: no part of the command that repeats its result.
+PLACE = frozenset({"device", "workers", "project", "name", "exist_ok", "trust"})
 _COCO = range(117_266, 118_288)  # train2017 without and with its images without objects
 #: The column that a row is compared by, the first of these that its paper reports -> the training images it was
 #: measured with: COCO's, and VOC's trainval of 2007 and 2012. Another set has no paper's number beside it.

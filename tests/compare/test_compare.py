@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from mlc_yolo.compare.executors import Task, parse_devices, run_local, run_ray
 from mlc_yolo.compare.grid import plan
 from mlc_yolo.compare.latency import measure
 from mlc_yolo.compare.rehearsal import refusals
-from mlc_yolo.evaluation.recording import record
+from mlc_yolo.evaluation.recording import RecordingValidator, record
 from mlc_yolo.metrics.coco import coco_evaluate
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.weighted_ap import WeightedAP
@@ -94,6 +95,7 @@ def test_models_and_data_sets_may_vary_and_are_told_apart_by_their_folders(tmp_p
     [
         {"data": ["/d/16 my set/data.yaml", "/d/16-my-set/data.yaml"]},
         {"model": ["Mine.yaml", "mine.yaml"]},
+        {"model": ["\uac00.yaml", "\u1100\u1161.yaml"]},  # one syllable of Korean, written in two ways
         {"lr0": [1, -1]},
         {"lr_steps": [[8, 11], ["8-11"]]},
         {"model": ["(a).yaml", "[a].yaml"], "data": ["x y.yaml", "x-y.yaml"]},
@@ -101,10 +103,38 @@ def test_models_and_data_sets_may_vary_and_are_told_apart_by_their_folders(tmp_p
 )
 def test_names_of_different_values_differ_on_any_file_system(given: dict[str, Any]) -> None:
     for name, values in given.items():
-        labels = [label.casefold() for label in grid_module._labels(values)]
+        labels = [unicodedata.normalize("NFC", label).casefold() for label in grid_module._labels(values)]
         assert len(set(labels)) == len(values), name
         assert all(labels) and not any(set(label) & set(" /()[]") for label in labels)
     assert grid_module._labels(list(reversed(given[name]))) == list(reversed(grid_module._labels(given[name])))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"data": [f"{'数据' * 38}/{end}/{'集' * 80}/data.yaml" for end in "一二"]},
+        {
+            "model": [f"{'x' * 150}/{end}{'y' * 150}.yaml" for end in "ab"],
+            "data": [f"{'z' * 240}{e}.yaml" for e in "ab"],
+        },
+        {name: [0.12345678901234, 0.98765432109876] for name in ("warmup_momentum", "warmup_bias_lr", "weight_decay")}
+        | {
+            name: [0.00012345678901234, 0.00012345678901235]
+            for name in ("perspective", "translate", "momentum", "copy_paste", "lr0")
+        },
+    ],
+)
+def test_names_fit_a_file_system_however_long_the_values_are_and_stay_one_to_one(given: dict[str, Any]) -> None:
+    grid = _grid(**given)
+    assert len({cell.name for cell in grid.cells}) == len(grid.cells) == 2 ** len(given)
+    assert len({(cell.data, cell.variant) for cell in grid.cells}) == len(grid.cells)
+    assert max(len(f".latency-{cell.data}.yaml.part".encode()) for cell in grid.cells) <= 255
+    assert max(len(cell.name.encode()) for cell in grid.cells) <= 200
+
+
+def test_names_that_fit_and_do_not_clash_stay_as_they_are() -> None:
+    grid = _grid(data=["a/data.yaml", "b/data.yaml"], model=["m.pt", "n.pt"])
+    assert grid.cells[0].name == "model=m,data=a,seed=0"
 
 
 def test_a_run_whose_folder_is_anothers_is_refused(finished: Any) -> None:
@@ -171,8 +201,25 @@ def test_a_model_is_timed_with_its_own_number_of_bands(tmp_path: Path, channels:
 
 def test_a_model_that_is_not_judged_by_boxes_is_refused_before_it_trains(tiny_data: Path, tmp_path: Path) -> None:
     said = rehearsal._refusal({**TINY, "model": "yolo11n-seg.yaml", "data": str(tiny_data)}, str(tmp_path))
-    assert said is not None and "expected a detection model" in said and "segment" in said
+    assert said is not None and "boxes of detection models" in said and "segment model" in said
     assert list(tmp_path.glob("run*")) == []
+
+
+@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo26n.yaml", "fcos-r18-fpn.yaml"])
+def test_judging_is_rehearsed_on_a_blank_image_and_what_would_end_it_is_told(
+    model: str, tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {**TINY, "model": model, "data": str(tiny_data), "imgsz": 96, "pretrained": False}
+    del options["iou_head"]
+    before = sorted(tiny_data.parent.rglob("*"))
+    assert rehearsal._refusal(dict(options), str(run_dir)) is None
+    assert sorted(tiny_data.parent.rglob("*")) == before  # no cache of labels: no image was read
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("no boxes to judge")
+
+    monkeypatch.setattr(RecordingValidator, "get_stats", fail)
+    assert rehearsal._refusal(dict(options), str(run_dir)) == "no boxes to judge"
 
 
 def test_aliases_and_short_words_get_their_full_names() -> None:
@@ -217,15 +264,16 @@ def test_a_baseline_that_is_not_in_the_grid_is_refused(baseline: Any) -> None:
 
 def test_the_digest_follows_what_matters_and_nothing_else() -> None:
     digest = _grid(seed=[0, 1]).cells[0].digest
-    assert _grid(seed=[0, 1, 2], workers=3, plots=False).cells[0].digest == digest
+    assert _grid(seed=[0, 1, 2], workers=3, plots=False, trust=True).cells[0].digest == digest
     assert _grid(seed=[0, 1], epochs=3).cells[0].digest != digest
     assert _grid(seed=[0, 1]).cells[1].digest != digest
 
 
 def test_the_command_of_a_cell_repeats_its_training() -> None:
-    command = _grid(assigner=["tal", "mlc"], lr_steps=[1, 2], workers=3).cells[1].command
+    command = _grid(assigner=["tal", "mlc"], lr_steps=[1, 2], workers=3, trust=True).cells[1].command
     assert command.startswith("mlc-yolo train ") and "assigner=mlc" in command and "seed=0" in command
     assert "'lr_steps=[1, 2]'" in command and "workers" not in command
+    assert "trust" not in command  # which only whoever types the command can give
 
 
 # Folders --------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mlc_yolo.model import MLCYOLO
@@ -207,6 +209,45 @@ def test_processes_that_end_at_once_lose_no_line(tmp_path: Path) -> None:
     assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0]
     found = sorted((line["row"], int(line["seed"])) for line in _lines(path))
     assert found == [(name, i) for name in "ab" for i in range(200)]
+
+
+def test_a_line_that_the_results_do_not_take_is_kept_with_its_run(
+    tiny_row: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_folder, results = tmp_path / "run", tmp_path / "results.csv"
+    arguments = SimpleNamespace(epochs=3, imgsz=64, batch=4, seed=3)
+    trainer = SimpleNamespace(save_dir=run_folder, last="last.pt", args=arguments, device=torch.device("cpu"))
+
+    class Trained:
+        """Stands in for a model whose training and validation take no time."""
+
+        def __init__(self, name: str, trust: bool = False) -> None:
+            self.trust, self.trainer = trust, trainer
+
+        def train(self, **options: Any) -> None:
+            run_folder.mkdir()
+            results.write_text("another,file\n")  # which was not there when the run began
+
+        def val(self, **options: Any) -> Any:
+            return SimpleNamespace(results_dict={"metrics/coco_AP": 0.125})
+
+    monkeypatch.setattr(module, "MLCYOLO", Trained)
+    monkeypatch.setattr(module, "_image_count", lambda trainer: 8)
+    with pytest.raises(ValueError, match=r"results\.csv has other columns"):
+        reproduce(tiny_row, data=tiny_data, results=results)
+    assert [line["AP"] for line in _lines(run_folder / "results_of_row.csv")] == ["12.5"]
+    assert results.read_text() == "another,file\n"
+
+
+def test_the_word_of_trust_reaches_the_model_of_a_row_and_no_command(
+    tiny_row: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[bool] = []
+    monkeypatch.setattr(module, "MLCYOLO", lambda name, trust=False: opened.append(trust))
+    monkeypatch.setattr(module.Run, "execute", lambda run, model: {"command": run.command})
+    assert "trust" not in reproduce(tiny_row, data=tiny_data, trust=True)["command"]
+    reproduce(tiny_row, data=tiny_data)
+    assert opened == [True, False]
 
 
 def test_what_was_not_measured_is_empty_and_the_rest_in_the_papers_unit() -> None:
