@@ -38,8 +38,8 @@ class MLCTuner(Tuner):
         """
         extra = {"model": model} if "model" in signature(Tuner.__init__).parameters else {}
         super().__init__(args, _callbacks, **extra)
-        for name, value in arguments.ours.items():
-            setattr(self.args, name, value)
+        for name in arguments.explicit:  # on a command line an empty option may read as a choice of that name
+            setattr(self.args, name, arguments.ours[name])
 
     def __call__(self, iterations: int = 300, cleanup: bool = True) -> None:
         """Run the evolution.
