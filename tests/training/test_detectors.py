@@ -117,9 +117,9 @@ def test_a_resumed_run_goes_on_with_assigner_steps_and_losses(kind: str, tiny_da
         ("iou", {"quality": "none"}, set()),
         ("iou", {"quality": "centerness"}, {"bbox_ctrness"}),
         ("centerness", {}, {"bbox_ctrness"}),
-        ("centerness", {"iou_head": False}, set()),
+        ("centerness", {"quality": "none"}, set()),
         ("none", {}, set()),
-        ("none", {"iou_head": True}, {"cv_iou"}),
+        ("none", {"quality": "iou"}, {"cv_iou"}),
     ],
 )
 def test_the_quality_layer_follows_the_checkpoint_when_left_out(
