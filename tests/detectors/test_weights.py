@@ -182,7 +182,7 @@ def test_without_a_network_the_message_says_which_file_to_fetch(monkeypatch: pyt
         raise URLError("no route to host")
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", refuse)
-    with pytest.raises(OSError, match=r"no route to host.*fetch https://\S+/resnet18-\w+\.pth elsewhere"):
+    with pytest.raises(OSError, match=r"no route to host.*download https://\S+/resnet18-\w+\.pth on another machine"):
         start_from(configuration("fcos"), "ResNet18_Weights.DEFAULT")
 
 

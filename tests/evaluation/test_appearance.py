@@ -36,7 +36,7 @@ def tracked(model: Any, folder: Path, **options: Any) -> tuple[Any, Any]:
 @pytest.mark.parametrize("nms", ["standard", "iou"])
 def test_a_yolos_detection_has_the_features_of_its_own_anchor(nms: str, iou_aware: Any, tmp_path: Path) -> None:
     model = iou_aware("yolo11n", torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))
-    result, levels = tracked(model, tmp_path, nms=nms)
+    result, levels = tracked(model, tmp_path, nms_by=nms)
     width = min(level.shape[1] for level in levels)
     cells = torch.cat([m[0].flatten(1).T.reshape(-1, width, m.shape[1] // width).mean(2) for m in levels])
     assert len(result.feats) > 5

@@ -127,7 +127,7 @@ def test_validation_and_prediction_are_the_same_while_hours_pass(
     torch.save({"model": model, "train_args": {}}, run_dir / "model.pt")
     net = MLCYOLO(run_dir / "model.pt")
     options = {"imgsz": 64, "batch": 4, "conf": 0.01, "verbose": False, "project": str(run_dir)}
-    options |= {"nms": "iou"} if "IoU" in kind else {}
+    options |= {"nms_by": "iou"} if "IoU" in kind else {}
     photos = list(np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8))
 
     def everything() -> tuple[list[Tensor], dict[str, float]]:
