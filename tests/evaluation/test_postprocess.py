@@ -137,7 +137,7 @@ def test_predictions_by_predicted_iou_keep_the_best_placed_box(
     net = _checkpoint(model, tmp_path)
     chosen = {"imgsz": SIZE, "conf": 0.01, "verbose": False}
     standard, by_iou, again = (
-        net.predict(image, nms=rank, **chosen)[0].boxes for rank in ("standard", "iou", "standard")
+        net.predict(image, nms_by=rank, **chosen)[0].boxes for rank in ("standard", "iou", "standard")
     )
     assert torch.equal(standard.data, again.data)  # the choice is for one call
     assert len(by_iou) > 0 and not (len(standard) == len(by_iou) and torch.equal(standard.data, by_iou.data))
