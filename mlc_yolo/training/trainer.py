@@ -81,10 +81,10 @@ class MLCTrainer(DurableTrainer):
         flat = self.arguments.flat()
         known, overrides = ({name: flat[name] for name in part} for part in (known, overrides))
         run = get_cfg(known, overrides)
-        for file in (run.pretrained, run.distill_model):
-            self._look_at(file)
         if not run.resume:
             overrides.update(self._prepare(run))
+        for file in (run.pretrained, run.distill_model):
+            self._look_at(file)
         provide_fonts()
         super().__init__(known, overrides, _callbacks)
         if RANK != -1:  # upstream counts the devices of this machine; there may be several
