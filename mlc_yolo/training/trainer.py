@@ -82,7 +82,9 @@ class MLCTrainer(DurableTrainer):
         known, overrides = ({name: flat[name] for name in part} for part in (known, overrides))
         run = get_cfg(known, overrides)
         if not run.resume:
-            overrides.update(self._prepare(run))
+            prepared = self._prepare(run)
+            overrides.update(prepared)
+            self.arguments = Arguments.of({**flat, **prepared})
         for file in (run.pretrained, run.distill_model):
             self._look_at(file)
         provide_fonts()
