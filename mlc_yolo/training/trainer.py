@@ -82,9 +82,8 @@ class MLCTrainer(DurableTrainer):
         known, overrides = ({name: flat[name] for name in part} for part in (known, overrides))
         run = get_cfg(known, overrides)
         if not run.resume:
-            prepared = self._prepare(run)
-            overrides.update(prepared)
-            self.arguments = Arguments.of({**flat, **prepared})
+            overrides.update(self._prepare(run))
+            self.arguments = Arguments.of({**flat, **overrides})
         for file in (run.pretrained, run.distill_model):
             self._look_at(file)
         provide_fonts()
