@@ -126,7 +126,7 @@ def split_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
         >>> split_values({"assigner": "tal,mlc", "ssl": "none,sed", "seed": (0, 1), "name": "a,b"})
         {'assigner': ['tal', 'mlc'], 'ssl': ['none', 'sed'], 'seed': [0, 1], 'name': 'a,b'}
     """
-    found: dict[str, Any] = {}
+    listed: dict[str, Any] = {}
     for name, value in arguments.items():
         if isinstance(value, tuple):
             value = list(value)
@@ -134,8 +134,8 @@ def split_values(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, str) and not whole:
             words = re.split(r",(?![^\[(]*[\])])", value)
             value = [_value(name, word.strip()) for word in words] if len(words) > 1 else value
-        found[name] = value
-    return found
+        listed[name] = value
+    return listed
 
 
 def plan(arguments: Mapping[str, Any], baseline: str | Mapping[str, Any] | None = None) -> Grid:
@@ -154,11 +154,10 @@ def plan(arguments: Mapping[str, Any], baseline: str | Mapping[str, Any] | None 
         if arguments.get(name) is not None:
             raise ValueError(f"{name} does not go with a comparison, which starts trainings of its own: leave it out")
     refuse_unknown(arguments, "compare")
-    given = {"seed": 0, **arguments}
     lists: dict[str, list[Any]] = {}
     fixed: dict[str, Any] = {}
-    for name, value in given.items():
-        values = [_settled(name, canonical({name: each})[name]) for each in _values(name, value)]
+    for name, value in {"seed": 0, **arguments}.items():
+        values = [_settled(name, canonical({name: option})[name]) for option in _values(name, value)]
         if len(values) == 1 and name != "seed":
             fixed[name] = values[0]
         else:
@@ -201,11 +200,11 @@ def _value(name: str, word: str) -> Any:
 def _values(name: str, value: Any) -> list[Any]:
     if not isinstance(value, list | tuple):
         return [value]
-    if name in LIST_VALUED and not any(isinstance(each, list | tuple) for each in value):
+    if name in LIST_VALUED and not any(isinstance(item, list | tuple) for item in value):
         return [list(value)]
     if not value:
         raise ValueError(f"{name} is an empty list: give it a value, or leave it out")
-    return [list(each) if isinstance(each, tuple) else each for each in value]
+    return [list(item) if isinstance(item, tuple) else item for item in value]
 
 
 def _settled(name: str, value: Any) -> Any:
@@ -235,20 +234,20 @@ def _refuse_lists(lists: Mapping[str, list[Any]]) -> None:
                 raise ValueError(f"{name}={value} is there twice: give each value once")
 
 
-def _baseline(given: str | Mapping[str, Any] | None, lists: Mapping[str, list[Any]]) -> dict[str, Any]:
-    if given is None:
+def _baseline(wanted: str | Mapping[str, Any] | None, lists: Mapping[str, list[Any]]) -> dict[str, Any]:
+    if wanted is None:
         return {}
-    if isinstance(given, str):
-        pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", given)]
-        given = {name.strip(): _value(name.strip(), word) if word else None for name, _, word in pairs}
-    found: dict[str, Any] = {}
-    for name, value in given.items():
+    if isinstance(wanted, str):
+        pairs = [pair.partition("=") for pair in re.split(r",(?=\w+=)", wanted)]
+        wanted = {name.strip(): _value(name.strip(), word) if word else None for name, _, word in pairs}
+    baseline: dict[str, Any] = {}
+    for name, value in wanted.items():
         value = _settled(name, canonical({name: value})[name] if name else value)
         if name not in lists or _key(value) not in map(_key, lists[name]):
             there = "; ".join(f"{name} is one of {', '.join(map(str, values))}" for name, values in lists.items())
             raise ValueError(f"baseline: no run has {name}={value}. Write baseline=name=value, where {there}")
-        found[name] = value
-    return found
+        baseline[name] = value
+    return baseline
 
 
 def _key(value: Any) -> str:

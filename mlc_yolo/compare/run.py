@@ -72,8 +72,8 @@ def compare(
         RuntimeError: another process works on the same comparison.
 
     Example:
-        >>> found = compare(data="mine.yaml", assigner=["tal", "mlc"], seed=[0, 1], epochs=50)  # doctest: +SKIP
-        >>> print(found)  # doctest: +SKIP
+        >>> comparison = compare(data="mine.yaml", assigner=["tal", "mlc"], seed=[0, 1], epochs=50)  # doctest: +SKIP
+        >>> print(comparison)  # doctest: +SKIP
     """
     if executor not in executors.NAMES:
         raise ValueError(f"executor={executor!r} must be one of {', '.join(executors.NAMES)}")

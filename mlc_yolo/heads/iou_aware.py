@@ -160,6 +160,8 @@ def add_iou_channel(head: nn.Module) -> IoUAwareDetect:
     check_head(head)
     if isinstance(head, IoUAwareDetect):
         return head
+    # Upstream's model builder names the head's class from its YAML, and no argument replaces it. A second head would
+    # draw weights anew and lose strides, `i` and `f`, which the builder sets on this object.
     head.__class__ = IoUAwareDetect
     head._attach_iou()  # type: ignore[operator]  # the class changed under the checker's eyes
     return head  # type: ignore[return-value]

@@ -43,8 +43,8 @@ def coco_evaluate(
         ValueError: as many images with detections as with objects were expected.
 
     Example:
-        >>> found = coco_evaluate([np.array([[0., 0, 9, 88, 0.8, 0]])], [np.array([[0., 0, 9, 100, 0]])], 1)
-        >>> round(found["AP"], 6), found["APl"]  # IoU 0.88: right at 0.50, 0.55 ... 0.85, wrong at 0.90 and 0.95
+        >>> measured = coco_evaluate([np.array([[0., 0, 9, 88, 0.8, 0]])], [np.array([[0., 0, 9, 100, 0]])], 1)
+        >>> round(measured["AP"], 6), measured["APl"]  # IoU 0.88: right at 0.50, 0.55 ... 0.85, wrong at 0.90 and 0.95
         (0.8, -1.0)
     """
     if len(detections) != len(objects):

@@ -49,8 +49,8 @@ def average_recall(
         ValueError: as many images with detections as with objects were expected.
 
     Example:
-        >>> found = average_recall([np.array([[0., 0, 9, 88, 0.8]])], [np.array([[0., 0, 9, 100]])])
-        >>> round(found["AR@100"], 6)  # IoU 0.88: found at 0.50, 0.55 ... 0.85, not at 0.90 and 0.95
+        >>> measured = average_recall([np.array([[0., 0, 9, 88, 0.8]])], [np.array([[0., 0, 9, 100]])])
+        >>> round(measured["AR@100"], 6)  # IoU 0.88: found at 0.50, 0.55 ... 0.85, not at 0.90 and 0.95
         0.8
     """
     if len(detections) != len(objects):

@@ -67,8 +67,8 @@ def reliability(scores: NDArray[np.floating], ious: NDArray[np.floating], *, bin
     Example:
         Two bins: scores .2 and .4 with mean IoU .5, and .9 with IoU .8. ECE = 2/3 * |.3 - .5| + 1/3 * |.9 - .8| = 1/6.
 
-        >>> found = reliability(np.array([.2, .4, .9]), np.array([.4, .6, .8]), bins=2)
-        >>> found.count.tolist(), round(found.error, 6), round(found.bias, 6)
+        >>> measured = reliability(np.array([.2, .4, .9]), np.array([.4, .6, .8]), bins=2)
+        >>> measured.count.tolist(), round(measured.error, 6), round(measured.bias, 6)
         ([2, 1], 0.166667, -0.1)
     """
     if len(scores) != len(ious) or bins < 1:

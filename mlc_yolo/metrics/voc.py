@@ -65,8 +65,8 @@ def voc_evaluate(
             least one threshold in (0, 1] were expected.
 
     Example:
-        >>> found = voc_evaluate([np.array([[0., 0, 9, 88, 0.8, 0]])], [np.array([[0., 0, 9, 100, 0]])], 1)
-        >>> round(found["AP_area"], 6), found["AP75_11"]  # IoU 0.88: a hit at 0.50, 0.55 ... 0.85, a miss beyond
+        >>> measured = voc_evaluate([np.array([[0., 0, 9, 88, 0.8, 0]])], [np.array([[0., 0, 9, 100, 0]])], 1)
+        >>> round(measured["AP_area"], 6), measured["AP75_11"]  # IoU 0.88: a hit at 0.50, 0.55 ... 0.85, a miss beyond
         (0.8, 1.0)
     """
     if difficult is None:

@@ -188,7 +188,7 @@ def prepare(
     overrides = canonical(overrides)
     arguments = {**planned.arguments, "name": planned.name}
     if "epochs" in overrides:
-        arguments |= rescaled(planned.arguments, overrides["epochs"], given=overrides)
+        arguments |= rescaled(planned.arguments, overrides["epochs"], by_hand=overrides)
     arguments = canonical({**arguments, **overrides})  # once more: two options may contradict each other
     if scale != 1:
         arguments["fraction"] = float(scale)
@@ -203,8 +203,8 @@ def prepare(
         check_file(arguments["data"])
 
     changed = {name for name, value in overrides.items() if planned.arguments.get(name, ...) != value}
-    told = {"data": _data_name(data), **({"scale": scale} if scale != 1 else {})}
-    told |= {name: value for name, value in overrides.items() if name in changed - PLACE}
+    shown = {"data": _data_name(data), **({"scale": scale} if scale != 1 else {})}
+    shown |= {name: value for name, value in overrides.items() if name in changed - PLACE}
     return Run(
         row=planned,
         model=str(arguments.pop("model")),
@@ -214,7 +214,7 @@ def prepare(
         results=destination,
         comparable=scale == 1 and changed <= PLACE | {"seed"},
         command=shlex.join(
-            ["mlc-yolo", "reproduce", planned.name, *(f"{name}={value}" for name, value in told.items())]
+            ["mlc-yolo", "reproduce", planned.name, *(f"{name}={value}" for name, value in shown.items())]
         ),
     )
 
@@ -259,17 +259,17 @@ def _default_results() -> Path:
 
 
 def _refuse_other_columns(path: Path, text: str) -> None:
-    found = next(csv.reader(text.splitlines()), [])
-    if text and found != list(COLUMNS):
-        odd = sorted(set(found) ^ set(COLUMNS)) or ["their order"]
+    header = next(csv.reader(text.splitlines()), [])
+    if text and header != list(COLUMNS):
+        odd = sorted(set(header) ^ set(COLUMNS)) or ["their order"]
         raise ValueError(f"{path} has other columns than the results of rows: {', '.join(odd)}. Name another file.")
 
 
-def _measured(found: Mapping[str, float]) -> dict[str, float | None]:
+def _measured(metrics: Mapping[str, float]) -> dict[str, float | None]:
     """Return the measured columns; None for what is missing, nan, or -1, pycocotools' word for nothing to judge."""
     line: dict[str, float | None] = {}
     for column, (name, factor) in MEASURED.items():
-        value = found.get(name, math.nan)
+        value = metrics.get(name, math.nan)
         missing = math.isnan(value) or (factor != 1 and value < 0)
         line[column] = None if missing else round(factor * value, 2 if factor != 1 else 3)
     return line

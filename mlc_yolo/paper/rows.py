@@ -86,17 +86,17 @@ def read_row(file: Path) -> Row:
     return Row(file.name.removesuffix(".yaml"), canonical(arguments), paper)
 
 
-def rescaled(arguments: Mapping[str, Any], epochs: int, *, given: Collection[str] = ()) -> dict[str, Any]:
+def rescaled(arguments: Mapping[str, Any], epochs: int, *, by_hand: Collection[str] = ()) -> dict[str, Any]:
     """Move a schedule's boundaries to a run of another length, in proportion; what is whole stays whole.
 
     Args:
         arguments: a row's arguments.
         epochs: the new length, 1 or more.
-        given: names that are set by hand: left alone.
+        by_hand: names that the user sets: left alone.
 
     Returns:
         Those of lr_steps, assigner_warmup, iou_warmup, ssl_burn_in and ssl_ramp (of these four, fractions below 1
-        stay), warmup_epochs, close_mosaic and warmup_iters that `arguments` has and `given` has not, moved.
+        stay), warmup_epochs, close_mosaic and warmup_iters that `arguments` has and `by_hand` has not, moved.
 
     Raises:
         ValueError: so few epochs that two boundaries would fall together or a stage would vanish.
@@ -108,7 +108,7 @@ def rescaled(arguments: Mapping[str, Any], epochs: int, *, given: Collection[str
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
         raise ValueError(f"epochs={epochs} must be a whole number, 1 or more.")
     planned = arguments["epochs"]
-    old = {name: arguments[name] for name in _BOUNDARIES if arguments.get(name) is not None and name not in given}
+    old = {name: arguments[name] for name in _BOUNDARIES if arguments.get(name) is not None and name not in by_hand}
     for name in _MAY_BE_FRACTIONS:
         if 0 < old.get(name, 0) < 1:
             del old[name]
@@ -132,7 +132,7 @@ def rescaled(arguments: Mapping[str, Any], epochs: int, *, given: Collection[str
             f"Take epochs={least} or more, set those by hand too, or shrink every stage alike: scale=0.05"
         )
     result = moved(epochs)
-    if arguments.get("warmup_iters") is not None and "warmup_iters" not in given:
+    if arguments.get("warmup_iters") is not None and "warmup_iters" not in by_hand:
         result["warmup_iters"] = shrunk(arguments["warmup_iters"], epochs / planned)
     return result
 

@@ -256,7 +256,7 @@ def test_a_warm_up_that_is_a_fraction_of_the_run_or_left_open_needs_no_change() 
 
 
 def test_what_is_set_by_hand_is_left_alone() -> None:
-    assert set(rescaled(SCHEDULE, 4, given={"lr_steps", "epochs"})) == {
+    assert set(rescaled(SCHEDULE, 4, by_hand={"lr_steps", "epochs"})) == {
         "assigner_warmup",
         "warmup_epochs",
         "close_mosaic",
@@ -297,7 +297,7 @@ def test_a_warm_up_in_iterations_stays_the_same_part_of_the_run_and_never_vanish
     assert rescaled({"epochs": 250, "warmup_iters": 100}, 1) == {"warmup_iters": 1}  # 0.4
     assert rescaled({"epochs": 250, "warmup_iters": 0}, 25) == {"warmup_iters": 0}
     assert rescaled({"epochs": 250, "warmup_iters": None}, 25) == {}
-    assert rescaled({"epochs": 250, "warmup_iters": 500}, 25, given={"warmup_iters"}) == {}
+    assert rescaled({"epochs": 250, "warmup_iters": 500}, 25, by_hand={"warmup_iters"}) == {}
 
 
 @pytest.mark.parametrize("epochs", [0, -1, 2.5, True, "ten"])
