@@ -44,17 +44,13 @@ def wants_iou_channel(option: bool | None, weights: nn.Module | None) -> bool:
     """Settle `iou_head` for a model about to be trained.
 
     Args:
-        option: the option as given. True and False decide; None means "as in the checkpoint, else yes".
+        option: the option as given. True and False decide; None means "as in the checkpoint, else no".
         weights: the model the training starts from; None when it starts from scratch.
 
     Returns:
-        `option` if given. Else True, unless `weights` is a model of ours that was trained without the channel.
+        `option` if given, else whether `weights` has the channel.
     """
-    if option is not None:
-        return option
-    if weights is None or has_iou_channel(weights):
-        return True
-    return bool(read_marker(weights).get("iou_head", True))
+    return option if option is not None else weights is not None and has_iou_channel(weights)
 
 
 def wants_warp(option: str | None, model: nn.Module | None) -> bool:

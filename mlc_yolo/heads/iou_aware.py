@@ -181,7 +181,8 @@ def rank_by_iou(head: nn.Module, by_iou: bool) -> None:
     predicts_iou = isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
     if by_iou and (not predicts_iou or getattr(head, "end2end", False)):
         raise ValueError(
-            "nms_by=iou ranks by the predicted IoU, but this model has no such layer or has no NMS: leave it out"
+            "nms_by=iou ranks by the predicted IoU, but this model has no such layer or has no NMS: leave it out, or "
+            "train a YOLO with iou_head=True"
         )
     head.rank_by_iou = by_iou  # type: ignore[assignment]
 

@@ -14,8 +14,12 @@ from mlc_yolo.checkpoints.marker import load_stock_weights, wants_iou_channel, w
 from mlc_yolo.detectors.config import inherit
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
-from mlc_yolo.heads.iou_aware import add_iou_channel, has_iou_channel, has_room, rank_by_iou, set_rescore
+from mlc_yolo.heads.iou_aware import add_iou_channel, has_room, rank_by_iou, set_rescore
 from mlc_yolo.options.arguments import Arguments
+from mlc_yolo.options.specification import defaults
+
+#: Options that train a YOLO's IoU channel.
+_OF_CHANNEL = ("iou_gain", "iou_warmup")
 
 
 def build_yolo(
@@ -50,16 +54,16 @@ def build_yolo(
     name_classes(model)
     layers: Any = model.model
     head = layers[-1]
-    if resuming and weights is not None:
-        wanted = has_iou_channel(weights)
-    else:
-        wanted = wants_iou_channel(ours["iou_head"], weights)
-        if wanted and ours["iou_head"] is None and not has_room(head):
-            wanted = False
-            if verbose:
-                LOGGER.info(f"{type(head).__name__} has no place for the IoU channel: training with iou_head=False")
+    option = None if resuming and weights is not None else ours["iou_head"]
+    wanted = wants_iou_channel(option, weights)
+    if wanted and option is None and not has_room(head):
+        wanted = False
+        if verbose:
+            LOGGER.info(f"{type(head).__name__} has no place for the weights' IoU channel: training without it")
     if wanted:
         add_iou_channel(head)
+    elif verbose and (idle := [name for name in _OF_CHANNEL if ours[name] != defaults()[name]]):
+        LOGGER.warning(f"{', '.join(idle)}: no effect without a predicted-IoU channel. Add one with iou_head=True")
     _set_ranking(model, ours)
     write_marker(model, iou_head=wanted, **_facts(ours, weights))
     if weights is not None:

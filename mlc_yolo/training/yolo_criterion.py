@@ -1,7 +1,7 @@
 """The training criterion of YOLO heads: an assigner per epoch, stock box and class losses, the predicted-IoU loss.
 
-Where the schedule holds `STOCK`, upstream's own method runs, to the bit; `assigner=tal iou_head=False` is therefore
-stock Ultralytics. Every assigner is called and goes through `Assignment`, whatever its class.
+Where the schedule holds `STOCK`, upstream's own method runs, to the bit; `assigner=tal` without an IoU channel is
+therefore stock Ultralytics. Every assigner is called and goes through `Assignment`, whatever its class.
 """
 
 from __future__ import annotations

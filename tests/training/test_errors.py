@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from ultralytics import YOLO
 from ultralytics.nn.modules.head import v10Detect
 
@@ -59,13 +61,17 @@ def test_a_head_without_room_for_the_channel_is_refused_by_name(tiny_data: Path,
     assert not list(run_dir.iterdir())
 
 
-def test_a_head_without_room_for_the_channel_trains_without_it_and_says_so(
-    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+def test_a_head_without_room_for_its_weights_channel_trains_without_it_and_says_what_has_no_effect(
+    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture, iou_aware: Callable[..., Any]
 ) -> None:
-    model = MLCYOLO("yolov10n.yaml")
+    weights = run_dir.parent / "aware.pt"
+    torch.save({"model": iou_aware("yolov8n", torch.rand(1, 3, 64, 64)), "train_args": {}}, weights)
+    chosen = {"pretrained": str(weights), "iou_gain": 2.0, "epochs": 1}
     with caplog.at_level("INFO"):
-        model.train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, "epochs": 1})
-    assert "v10Detect has no place for the IoU channel: training with iou_head=False" in caplog.text
+        MLCYOLO("yolov10n.yaml").train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, **chosen})
+    assert "v10Detect has no place for the weights' IoU channel: training without it" in caplog.text
+    assert "iou_gain: no effect without a predicted-IoU channel. Add one with iou_head=True" in caplog.text
+    assert "iou_warmup: no effect" not in caplog.text
     saved = YOLO(run_dir / "run" / "weights" / "best.pt").model
     assert type(saved.model[-1]) is v10Detect and read_marker(saved)["iou_head"] is False
 

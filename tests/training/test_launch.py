@@ -21,7 +21,10 @@ import torch
 from gloo_trainer import GlooTrainer
 from ultralytics.utils import YAML
 
-COMMON = {"epochs": 3, "imgsz": 64, "batch": 8, "nbs": 8, "workers": 0, "device": "cpu", "plots": False, "amp": False}
+COMMON = {
+    **{"epochs": 3, "imgsz": 64, "batch": 8, "nbs": 8, "workers": 0, "device": "cpu", "plots": False, "amp": False},
+    "iou_head": True,
+}
 
 
 @pytest.mark.slow

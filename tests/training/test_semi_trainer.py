@@ -284,7 +284,7 @@ def test_nan_is_recovered_from_with_student_and_teacher(tiny_data: Path, photos:
 
 @pytest.mark.slow
 def test_the_teacher_is_what_is_saved_validated_and_exported(tiny_data: Path, photos: Path, run_dir: Path) -> None:
-    trained = semi_train("yolo11n.yaml", tiny_data, photos, run_dir / "run", ssl_ema=0.5)
+    trained = semi_train("yolo11n.yaml", tiny_data, photos, run_dir / "run", ssl_ema=0.5, iou_head=True)
     teacher, student = weights(trained.trainer.ema.ema), weights(trained.trainer.model)
     folder = run_dir / "run" / "weights"
     last = torch.load(folder / "last.pt", weights_only=False)

@@ -48,7 +48,7 @@ def test_a_resumed_run_follows_the_uninterrupted_one_across_the_switch(
 ) -> None:
     still = dict.fromkeys(("mosaic", "fliplr", "hsv_h", "hsv_s", "hsv_v", "translate", "scale"), 0.0)
     options = {**TINY, **still, "data": str(tiny_data), "epochs": 6, "assigner": "mlc", "assigner_warmup": 3}
-    options["iou_gain"] = 2.0
+    options |= {"iou_head": True, "iou_gain": 2.0}
     MLCYOLO(name).train(project=str(run_dir), name="whole", **options)
 
     model = MLCYOLO(name)
@@ -117,7 +117,8 @@ def test_a_killed_process_resumes_from_the_command_line(tiny_data: Path, run_dir
 @pytest.mark.parametrize("assigner", ["max_iou", "fcos", "atss", "mutual_guidance", "mlc"])
 def test_every_assigner_trains_validates_and_reloads(assigner: str, tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO("yolo11n.yaml")
-    model.train(data=str(tiny_data), epochs=2, assigner=assigner, project=str(run_dir), name="run", **TINY)
+    chosen = {"assigner": assigner, "iou_head": True}
+    model.train(data=str(tiny_data), epochs=2, **chosen, project=str(run_dir), name="run", **TINY)
     table = rows(run_dir / "run")
     assert {"train/iou_loss", "train/pos_cls", "train/pos_loc", "val/iou_loss", "metrics/spearman(B)"} <= table[
         0
@@ -135,10 +136,8 @@ def test_iou_channel_follows_the_checkpoint_when_left_out(tiny_data: Path, run_d
         trained.train(data=str(tiny_data), epochs=1, project=str(run_dir), name=name, **TINY, **options)
         return run_dir / name / "weights" / "best.pt"
 
-    without = train("yolo11n.yaml", "without", iou_head=False)
+    without = train("yolo11n.yaml", "without")
     assert type(YOLO(without).model.model[-1]) is Detect
-    again = train(without, "again")
-    assert type(MLCYOLO(again).model.model[-1]) is Detect
     added = train(without, "added", iou_head=True)
     assert type(MLCYOLO(added).model.model[-1]) is IoUAwareDetect
     kept = train(added, "kept")
@@ -203,7 +202,8 @@ def test_stock_checkpoint_trains_on_with_every_stock_tensor_in_place(
     model = MLCYOLO(path)
     assert type(model.model.model[-1]) is Detect
     with caplog.at_level("INFO"):
-        trainer = MLCTrainer(overrides={**TINY, "model": path, "data": str(tiny_data), "project": str(run_dir)})
+        place = {"data": str(tiny_data), "project": str(run_dir)}
+        trainer = MLCTrainer(overrides={**TINY, **place, "model": path, "iou_head": True})
         built = trainer.get_model(cfg=model.model.yaml, weights=model.model)
     assert type(built.model[-1]) is IoUAwareDetect
     ours, theirs = built.state_dict(), model.model.state_dict()
@@ -225,7 +225,7 @@ def test_a_run_bounded_by_time_still_switches_assigners(tiny_data: Path, run_dir
 @pytest.mark.slow
 def test_loading_weights_brings_their_iou_channel_along(tiny_data: Path, run_dir: Path) -> None:
     trained = MLCYOLO("yolo11n.yaml")
-    trained.train(data=str(tiny_data), epochs=1, project=str(run_dir), name="one", **TINY)
+    trained.train(data=str(tiny_data), epochs=1, iou_head=True, project=str(run_dir), name="one", **TINY)
     best = run_dir / "one" / "weights" / "best.pt"
     source = MLCYOLO(best)
     with torch.no_grad():
