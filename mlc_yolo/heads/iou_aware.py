@@ -17,6 +17,7 @@ not change.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ from ultralytics.nn.modules.head import Detect
 from mlc_yolo.heads.dense import DenseDetect
 
 __all__ = [
+    "NEUTRAL_BIAS",
+    "PAPER_BIAS",
     "IoUAwareDetect",
     "add_iou_channel",
     "check_head",
@@ -35,7 +38,10 @@ __all__ = [
     "set_rescore",
 ]
 
-IOU_BIAS = 0.0  # sigmoid(0) = 0.5
+#: Bias of a fresh channel. sigmoid(5) = 0.9933: a stock model keeps its scores to 0.7 %, and has nothing to relearn.
+NEUTRAL_BIAS = 5.0
+#: The same where the channel is taught the positives' IoU alone, as in the paper: 0.5, amidst what it will predict.
+PAPER_BIAS = 0.0
 
 
 class IoUAwareDetect(Detect):
@@ -60,12 +66,13 @@ class IoUAwareDetect(Detect):
         super().__init__(nc, reg_max, end2end, ch)
         self._attach_iou()
 
-    def _attach_iou(self) -> None:
+    def _attach_iou(self, bias: float = NEUTRAL_BIAS) -> None:
         """Give each branch its IoU convolutions, and switch rescoring on."""
+        convolution = partial(_iou_conv, bias=bias)
         for prefix in ("", "one2one_"):
             if hasattr(self, f"{prefix}cv2"):
                 towers = getattr(self, f"{prefix}cv2")
-                setattr(self, f"{prefix}cv_iou", None if towers is None else nn.ModuleList(map(_iou_conv, towers)))
+                setattr(self, f"{prefix}cv_iou", None if towers is None else nn.ModuleList(map(convolution, towers)))
         self.rescore = True
 
     @property
@@ -135,21 +142,23 @@ class IoUAwareDetect(Detect):
         super().bias_init()
         for name, bias in self.named_parameters():
             if "cv_iou." in name and name.endswith("bias"):
-                nn.init.constant_(bias, IOU_BIAS)
+                nn.init.constant_(bias, NEUTRAL_BIAS)
 
 
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)
 torch.serialization.add_safe_globals([IoUAwareDetect])
 
 
-def add_iou_channel(head: nn.Module) -> IoUAwareDetect:
+def add_iou_channel(head: nn.Module, *, bias: float = NEUTRAL_BIAS) -> IoUAwareDetect:
     """Turn a stock `Detect` head into an IoU-aware one, in place.
 
     Strides, layer index, class count and every weight stay. A head that already is IoU-aware is returned as it is.
-    Until it is trained, the new channel predicts 0.5 for every anchor, so detections rank as with the stock head.
+    Until it is trained, the new channel predicts sigmoid(bias) for every anchor, so detections rank as with the stock
+    head.
 
     Args:
         head: the last module of a detection model, `model.model[-1]`.
+        bias: logit that the channel starts with.
 
     Returns:
         `head` itself.
@@ -163,7 +172,7 @@ def add_iou_channel(head: nn.Module) -> IoUAwareDetect:
     # Upstream's model builder names the head's class from its YAML, and no argument replaces it. A second head would
     # draw weights anew and lose strides, `i` and `f`, which the builder sets on this object.
     head.__class__ = IoUAwareDetect
-    head._attach_iou()  # type: ignore[operator]  # the class changed under the checker's eyes
+    head._attach_iou(bias)  # type: ignore[operator]  # the class changed under the checker's eyes
     return head  # type: ignore[return-value]
 
 
@@ -194,8 +203,8 @@ def set_rescore(model: nn.Module, rescore: bool) -> None:
             module.rescore = rescore
 
 
-def _iou_conv(tower: nn.Sequential) -> nn.Conv2d:
-    """A 1x1 convolution C -> 1 that predicts 0.5 everywhere, C being the width that enters the tower's last layer.
+def _iou_conv(tower: nn.Sequential, *, bias: float) -> nn.Conv2d:
+    """A 1x1 convolution C -> 1 of logit `bias` everywhere, C being the width that enters the tower's last layer.
 
     Zero weights are safe in a layer of one output: its gradient is the features times the error, so it learns from the
     first step, and until then it sends no noise into a pretrained tower. They also draw nothing from the global
@@ -205,7 +214,7 @@ def _iou_conv(tower: nn.Sequential) -> nn.Conv2d:
     last = tower[-1]
     conv = nn.utils.skip_init(nn.Conv2d, last.in_channels, 1, 1, device=last.weight.device, dtype=last.weight.dtype)
     nn.init.zeros_(conv.weight)
-    nn.init.constant_(conv.bias, IOU_BIAS)
+    nn.init.constant_(conv.bias, bias)
     return conv
 
 

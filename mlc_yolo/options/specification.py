@@ -13,13 +13,17 @@ import yaml
 from mlc_yolo.resources import resource_dir
 from mlc_yolo.suggestions import did_you_mean
 
-_MAX_IOU = {"assigner": "max_iou", "assigner_base": "max_iou", "mlc_candidates": "own", "mlc_alpha": 0.5}
+_PORTED = {"mlc_candidates": "own", "mlc_alpha": 0.5, "iou_training": "positives"}
+_MAX_IOU = {**_PORTED, "assigner": "max_iou", "assigner_base": "max_iou"}
 
 #: What empty options mean, by detector; None is YOLO.
 OWN: dict[str | None, dict[str, Any]] = {
-    None: {"assigner": "tal", "assigner_base": "tal", "mlc_candidates": "tal", "mlc_alpha": 0.5},
+    None: {
+        **{"assigner": "tal", "assigner_base": "tal", "mlc_candidates": "tal", "mlc_alpha": 0.5},
+        "iou_training": "product",
+    },
     "retinanet": _MAX_IOU,
-    "fcos": {"assigner": "fcos", "assigner_base": "fcos", "mlc_candidates": "own", "mlc_alpha": 0.0},
+    "fcos": {**_PORTED, "assigner": "fcos", "assigner_base": "fcos", "mlc_alpha": 0.0},
     "rpn": {**_MAX_IOU, "mlc_alpha": 2.0},
     **dict.fromkeys(("fssd", "retinanet_fssd", "rfbnet", "pafpn"), _MAX_IOU),
 }
@@ -77,6 +81,8 @@ def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, An
             f"iou_head is for YOLO: choose what this {detector} predicts beside the boxes, such as "
             f"quality={'iou' if filled['iou_head'] else 'none'}"
         )
+    if detector is not None and filled.get("iou_training") == "product":
+        raise ValueError(f"iou_training=product is for YOLO, not for a {detector}: leave it out")
     if detector is None and filled.get("quality") is not None:
         raise ValueError(
             f"quality={filled['quality']} is for the ported detectors (FCOS and the like): a YOLO takes iou_head=True "

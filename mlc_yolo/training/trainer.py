@@ -329,15 +329,12 @@ class MLCTrainer(DurableTrainer):
 
     def _attach_criterion(self) -> Any:
         model = _trained(unwrap_model(self.model))
-        common = {
-            "schedule": self.schedule(),
-            "prior_scale": self.args.prior_scale,
-            "iou_gain": self.args.iou_gain,
-        }
+        common = {"schedule": self.schedule(), "prior_scale": self.args.prior_scale, "iou_gain": self.args.iou_gain}
         if isinstance(model, DetectorModel):
             model.criterion = DetectorLoss(model, **common, align_gain=self.args.align_gain)
         else:
-            model.criterion = build_criterion(model, **common)
+            by_product = self.args.iou_training == "product" and self.args.rescore
+            model.criterion = build_criterion(model, **common, by_product=by_product)
         return model.criterion
 
     def _model_train(self) -> None:

@@ -1,7 +1,11 @@
 """The training criterion of YOLO heads: an assigner per epoch, stock box and class losses, the predicted-IoU loss.
 
-Where the schedule holds `STOCK`, upstream's own method runs, to the bit; `assigner=tal` without an IoU channel is
-therefore stock Ultralytics. Every assigner is called and goes through `Assignment`, whatever its class.
+Where the schedule holds `STOCK` and the head has no IoU channel, upstream's own method runs, to the bit; that is stock
+Ultralytics. Every assigner, and upstream's under a channel, is called and goes through `Assignment`.
+
+A channel trains in one of two forms. By product, the class loss is that of the logit of class score * predicted IoU
+(`losses/product.py`), over all anchors, and the squared error of the positives' IoU tells the two factors apart. In
+the paper's form that squared error is all that teaches the channel. Assigners see the class score alone in both.
 """
 
 from __future__ import annotations
@@ -20,10 +24,12 @@ from mlc_yolo.assigners import STOCK, Assigner, Predictions, Schedule, StockAssi
 from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.losses.assigned_bce import assigned_bce
 from mlc_yolo.losses.iou_rescoring import iou_rescoring_loss
+from mlc_yolo.losses.product import product_logits
 from mlc_yolo.priors import Priors, grid_priors
 from mlc_yolo.training.dense_outputs import Dense, Gains, level_sizes
 from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
 from mlc_yolo.training.targets import padded_targets, positives_of_either
+from mlc_yolo.training.upstream_assigner import UpstreamAssigner
 
 #: What a YOLO's epochs train by.
 YoloSchedule = Schedule[Assigner | StockAssignment]
@@ -36,6 +42,7 @@ class PerTaskLoss(v8DetectionLoss):
         schedule: gives what trains in an epoch.
         epoch: the epoch being trained, set by the trainer; everything else about the schedule follows from it.
         times_images: the losses are multiplied by the images of a step, as upstream does.
+        by_product: whether the class loss is that of class score times predicted IoU.
     """
 
     times_images: ClassVar[bool] = True
@@ -49,6 +56,7 @@ class PerTaskLoss(v8DetectionLoss):
         schedule: YoloSchedule,
         prior_scale: float,
         iou_gain: float,
+        by_product: bool,
     ) -> None:
         """Set the criterion up.
 
@@ -59,12 +67,14 @@ class PerTaskLoss(v8DetectionLoss):
             schedule: what trains by epoch.
             prior_scale: side of the square priors in strides.
             iou_gain: factor of the predicted-IoU loss.
+            by_product: train the class loss through class score times predicted IoU, where the head has a channel.
         """
         super().__init__(model, tal_topk, tal_topk2)
         self.schedule = schedule
         self.epoch = 0
         self.prior_scale = prior_scale
         self.iou_gain = iou_gain
+        self.by_product = by_product
         self.level_strides = [float(stride) for stride in self.stride]
 
     def loss(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> Losses:
@@ -93,7 +103,9 @@ class PerTaskLoss(v8DetectionLoss):
         images = len(preds["boxes"]) if images is None else images
         entry = self.schedule.at(self.epoch)
         if entry is STOCK:
-            return self._stock_step(preds, batch, images)
+            if "iou" not in preds:
+                return self._stock_step(preds, batch, images)
+            entry = UpstreamAssigner(self.assigner)
         return self._assigned_step(entry, preds, batch, images)
 
     def assigner_inputs(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Predictions, Priors, Targets]:
@@ -130,20 +142,9 @@ class PerTaskLoss(v8DetectionLoss):
 
     def _stock_step(self, preds: dict[str, Tensor], batch: dict[str, Any], images: int) -> Pending[Losses]:
         """Run upstream's own loss: each rank normalises it by itself, and multiplies by its own images."""
-        (positive, _, boxes, _, _), losses, items = self.get_assigned_targets_and_loss(preds, batch)
-        count = positive.sum().float()
-        counts = {"pos_cls": count / len(positive), "pos_loc": count / len(positive)}
-        if "iou" not in preds:
-            return Pending(count.new_zeros(0), lambda _: (losses * images, {**items, **counts}))
-        image, anchor = positive.nonzero(as_tuple=True)
-
-        def finish(sums: Tensor) -> Losses:
-            positives, step_images = self._means(sums)
-            iou_loss = self._iou_loss(preds, image, anchor, boxes[image, anchor], positives)
-            named = {**items, "iou_loss": iou_loss.detach(), **counts}
-            return torch.cat((losses * images, (iou_loss * step_images)[None])), named
-
-        return Pending(torch.stack((count, torch.full_like(count, images))), finish)
+        (positive, *_), losses, items = self.get_assigned_targets_and_loss(preds, batch)
+        count = positive.sum() / len(positive)
+        return Pending(count.new_zeros(0), lambda _: (losses * images, {**items, "pos_cls": count, "pos_loc": count}))
 
     def _assigned_step(
         self, assigner: Assigner, preds: dict[str, Tensor], batch: dict[str, Any], images: int
@@ -161,7 +162,8 @@ class PerTaskLoss(v8DetectionLoss):
 
         def finish(sums: Tensor) -> Losses:
             classes, boxes, positives, step_images = self._means(sums)
-            cls_loss = assigned_bce(logits, targets.labels, cls, self._flat_class_weights()) / classes
+            learned = product_logits(logits, preds["iou"].transpose(1, 2)) if self._trains_product(preds) else logits
+            cls_loss = assigned_bce(learned, targets.labels, cls, self._flat_class_weights()) / classes
             box_loss, dfl_loss = self.bbox_loss(
                 distances,
                 decoded,
@@ -193,6 +195,10 @@ class PerTaskLoss(v8DetectionLoss):
         together equal one process on the joined batch, and each logs losses of the same size.
         """
         return sums.clamp(min=1) / training_ranks()
+
+    def _trains_product(self, preds: dict[str, Any]) -> bool:
+        """Whether the epoch's class loss is that of class score times predicted IoU."""
+        return "iou" in preds and self.by_product and self.schedule.trains_iou(self.epoch)
 
     def _iou_gain(self) -> float:
         return self.iou_gain * self.schedule.trains_iou(self.epoch)
@@ -300,7 +306,7 @@ class PerTaskE2ELoss(E2ELoss):
 
 
 def build_criterion(
-    model: DetectionModel, *, schedule: YoloSchedule, prior_scale: float, iou_gain: float
+    model: DetectionModel, *, schedule: YoloSchedule, prior_scale: float, iou_gain: float, by_product: bool = True
 ) -> PerTaskLoss | PerTaskE2ELoss:
     """Return the criterion that fits the model's head.
 
@@ -309,6 +315,7 @@ def build_criterion(
         schedule: what trains by epoch.
         prior_scale: side of the square priors in strides.
         iou_gain: factor of the predicted-IoU loss.
+        by_product: train the class loss through class score times predicted IoU, where the head has a channel.
 
     Returns:
         A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
@@ -317,7 +324,15 @@ def build_criterion(
     def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
         # Upstream asks for a second, tighter top-k only for the one-to-one branch, which keeps its own assignment.
         own = schedule if tal_topk2 is None else _with_stock_assignment(schedule)
-        return PerTaskLoss(model, tal_topk, tal_topk2, schedule=own, prior_scale=prior_scale, iou_gain=iou_gain)
+        return PerTaskLoss(
+            model,
+            tal_topk,
+            tal_topk2,
+            schedule=own,
+            prior_scale=prior_scale,
+            iou_gain=iou_gain,
+            by_product=by_product,
+        )
 
     layers: Any = model.model
     if getattr(layers[-1], "one2one_cv2", None) is not None:

@@ -10,6 +10,7 @@ from mlc_yolo.assigners import Role, TaskAssignment
 from mlc_yolo.assigners.assignment import all_negative
 from mlc_yolo.losses.assigned_bce import assigned_bce
 from mlc_yolo.losses.iou_rescoring import iou_rescoring_loss
+from mlc_yolo.losses.product import product_logits
 
 
 def example() -> tuple[torch.Tensor, torch.Tensor, TaskAssignment]:
@@ -136,3 +137,33 @@ def test_the_iou_loss_divides_by_the_count_it_is_given() -> None:
 def test_the_iou_loss_of_half_precision_logits_is_single() -> None:
     loss = iou_rescoring_loss(torch.zeros(2).half(), torch.ones(2).half(), torch.tensor(2))
     assert loss.dtype == torch.float32 and loss.item() == 0.25
+
+
+def test_the_logit_of_a_product_by_hand() -> None:
+    # 1/2 * 1/2 = 1/4 has the logit log(1/3); e^c = 1, e^q = 3: 1/2 * 3/4 = 3/8 has log(3/5).
+    quality = torch.tensor([0.0, 3.0]).log()
+    logits = product_logits(torch.zeros(2), torch.tensor([0.0, quality[1]]))
+    torch.testing.assert_close(logits, torch.tensor([1 / 3, 3 / 5]).log())
+
+
+def test_the_logit_of_a_product_is_exact_in_float32_where_the_textbook_formula_overflows() -> None:
+    values = torch.tensor([-300.0, -60, -20.5, -5, -0.1, 0, 0.1, 5, 20.5, 60, 300])
+    scores, quality = values[:, None], values[None]
+    exact = -torch.logaddexp(torch.logaddexp(-scores.double(), -quality.double()), -scores.double() - quality.double())
+    assert torch.isinf(scores + quality - torch.log(1 + scores.exp() + quality.exp())).any()
+    logits = product_logits(scores, quality)
+    # A float32 of 300 is known to 3e-5.
+    torch.testing.assert_close(logits, exact.float(), rtol=1e-6, atol=3e-5)
+    torch.testing.assert_close(logits, logits.T, rtol=1e-6, atol=3e-5)  # the two factors are alike
+    assert (logits <= torch.minimum(scores, quality) + 3e-5).all()
+    assert product_logits(scores.half(), quality.half()).dtype == torch.float32
+
+
+def test_the_cross_entropy_of_a_product_has_finite_gradients_into_both_factors() -> None:
+    values = torch.tensor([-80.0, -5, 0, 5, 80])
+    scores, quality = values[:, None].repeat(1, 5).requires_grad_(), values[None].repeat(5, 1).requires_grad_()
+    F.binary_cross_entropy_with_logits(product_logits(scores, quality), torch.full((5, 5), 0.3)).backward()
+    assert scores.grad.isfinite().all() and quality.grad.isfinite().all()
+    assert (scores.grad[1:4, 1:4] != 0).all() and (quality.grad[1:4, 1:4] != 0).all()
+    # where the one factor is far the larger, the other learns alone, as if it were the whole score
+    torch.testing.assert_close(scores.grad[2, 4], (torch.tensor(0.5) - 0.3) / 25)

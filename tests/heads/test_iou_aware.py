@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import subprocess
@@ -18,7 +19,14 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import strip_optimizer
 
 from mlc_yolo.checkpoints.marker import load_stock_weights, read_marker, wants_iou_channel, write_marker
-from mlc_yolo.heads.iou_aware import IoUAwareDetect, add_iou_channel, has_iou_channel, set_rescore
+from mlc_yolo.heads.iou_aware import (
+    NEUTRAL_BIAS,
+    PAPER_BIAS,
+    IoUAwareDetect,
+    add_iou_channel,
+    has_iou_channel,
+    set_rescore,
+)
 
 # One family each; the P6 form wants image sides that are multiples of 64.
 FAMILIES = ["yolov8n", "yolov8n-p2", "yolov8n-p6", "yolo11n", "yolo12n", "yolo26n", "yolo26n-p2", "yolo26n-p6"]
@@ -69,14 +77,22 @@ def test_without_rescoring_predictions_equal_the_stock_head(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_fresh_channel_predicts_one_half_everywhere_and_halves_every_score(name: str) -> None:
+def test_a_fresh_channel_keeps_every_score_to_seven_thousandths(name: str) -> None:
     model = _model(name)
     model.end2end = False
     stock = model(_image())[0]
     add_iou_channel(model.model[-1])
     rescored = model(_image())[0]
     assert torch.equal(rescored[:, :4], stock[:, :4])
-    assert torch.equal(rescored[:, 4:], stock[:, 4:] * 0.5)
+    torch.testing.assert_close(rescored[:, 4:], stock[:, 4:] / (1 + math.exp(-5)))
+    assert (rescored[:, 4:] >= stock[:, 4:] * 0.993).all()
+
+
+def test_a_fresh_channel_of_the_papers_form_halves_every_score() -> None:
+    model = _model()
+    stock = model(_image())[0]
+    add_iou_channel(model.model[-1], bias=PAPER_BIAS)
+    assert torch.equal(model(_image())[0][:, 4:], stock[:, 4:] * 0.5)
 
 
 def test_the_iou_logit_reads_what_enters_the_last_box_convolution() -> None:
@@ -158,7 +174,7 @@ def test_the_head_built_directly_equals_the_converted_one() -> None:
 def test_bias_init_resets_the_iou_bias_of_both_branches() -> None:
     head = _iou_aware("yolo26n").model[-1]
     head.bias_init()
-    assert all((conv.bias == 0).all() for conv in (*head.cv_iou, *head.one2one_cv_iou))
+    assert all((conv.bias == NEUTRAL_BIAS).all() for conv in (*head.cv_iou, *head.one2one_cv_iou))
 
 
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])

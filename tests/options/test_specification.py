@@ -242,6 +242,7 @@ def test_a_yolo_has_no_candidates_of_its_own_but_the_task_aligned_ones() -> None
         ({"iou_head": True}, "retinanet", "iou_head is for YOLO: .*quality=iou"),
         ({"quality": "none"}, None, "quality=none is for the ported detectors .*iou_head=False"),
         ({"align_gain": 1.0}, None, "align_gain=1.0 is for the ported detectors"),
+        ({"iou_training": "product"}, "fcos", "iou_training=product is for YOLO, not for a fcos"),
     ],
 )
 def test_what_a_layer_predicts_has_one_name_a_kind_of_model(

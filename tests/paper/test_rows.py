@@ -60,7 +60,7 @@ def test_a_row_is_flat_complete_and_known(file: Path) -> None:
     row = read_row(file)
     assert row.arguments == yaml.safe_load(file.read_text(encoding="utf-8"))  # options as `options.check` gives them
     needed = NEEDED | NEEDED_BY_ASSIGNER.get(row.arguments["assigner"], set())
-    needed |= {"iou_gain", "iou_warmup"} if row.arguments["quality"] == "iou" else set()
+    needed |= {"iou_training", "iou_gain", "iou_warmup"} if row.arguments["quality"] == "iou" else set()
     needed |= NEEDED_BY_SED if row.arguments["ssl"] != "none" else set()
     assert needed - set(row.arguments) == set()
     assert set(row.arguments) - set(DEFAULT_CFG_DICT) - set(options.defaults()) == set()
@@ -169,7 +169,8 @@ def test_semi_supervised_rows_take_the_steps_of_published_protocols(start: str, 
 
 
 def test_rows_of_one_detector_and_schedule_differ_in_the_papers_switches_alone() -> None:
-    switches = {"assigner", "assigner_warmup", "quality", "iou_gain", "iou_warmup", "align_gain", "rescore", "nms_by"}
+    switches = {"assigner", "assigner_warmup", "quality", "iou_training", "iou_gain", "iou_warmup"}
+    switches |= {"align_gain", "rescore", "nms_by"}
     families: dict[tuple[str, int], dict[str, Any]] = {}
     for file in FILES:
         row = read_row(file).arguments

@@ -18,7 +18,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.assigners import STOCK, Assignment, MutualLabeling, Predictions, Targets, TaskAligned
-from mlc_yolo.heads.iou_aware import IoUAwareDetect, add_iou_channel
+from mlc_yolo.heads.iou_aware import NEUTRAL_BIAS, IoUAwareDetect, add_iou_channel
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.trainer import MLCTrainer
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss, PerTaskLoss
@@ -210,6 +210,21 @@ def test_stock_checkpoint_trains_on_with_every_stock_tensor_in_place(
     same_shape = [name for name in theirs if theirs[name].shape == ours[name].shape]
     assert all(torch.equal(ours[name], theirs[name]) for name in same_shape)
     assert f"{len(same_shape)}/{len(theirs)} stock tensors loaded" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "by_product", "bias"),
+    [({}, True, NEUTRAL_BIAS), ({"rescore": False}, False, NEUTRAL_BIAS), ({"iou_training": "positives"}, False, 0)],
+)
+def test_the_form_of_the_channels_training_reaches_head_and_criterion(
+    options: dict[str, Any], by_product: bool, bias: float, tiny_data: Path, run_dir: Path
+) -> None:
+    place = {"data": str(tiny_data), "project": str(run_dir), "model": "yolo11n.yaml"}
+    trainer = MLCTrainer(overrides={**TINY, **place, "epochs": 1, "iou_head": True, **options})
+    trainer.setup_model()
+    trainer.set_model_attributes()
+    assert trainer._attach_criterion().by_product is by_product
+    assert all((conv.bias == bias).all() for conv in trainer.model.model[-1].cv_iou)
 
 
 @pytest.mark.slow

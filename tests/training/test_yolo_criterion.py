@@ -24,7 +24,7 @@ from mlc_yolo.assigners import (
 from mlc_yolo.assigners.assignment import all_negative
 from mlc_yolo.boxes import aligned_ciou
 from mlc_yolo.coding import decode_dfl, decode_distance
-from mlc_yolo.heads.iou_aware import add_iou_channel
+from mlc_yolo.heads.iou_aware import NEUTRAL_BIAS, add_iou_channel
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors, grid_priors
 from mlc_yolo.training import yolo_criterion as module
@@ -64,9 +64,10 @@ def _varied(preds: dict[str, Any]) -> dict[str, Any]:
     return {**preds, **{name: value.requires_grad_() for name, value in moved.items()}}
 
 
-def _criterion(model: Any, assigner: Any, *, gain: float = 1.0) -> Any:
+def _criterion(model: Any, assigner: Any, *, gain: float = 1.0, by_product: bool = True, iou_warmup: int = 0) -> Any:
     main = yolo_assigner(assigner, options.settle(options.defaults())) if isinstance(assigner, str) else assigner
-    return build_criterion(model, schedule=Schedule(main, main, 0), prior_scale=5.0, iou_gain=gain)
+    schedule = Schedule(main, main, 0, iou_warmup)
+    return build_criterion(model, schedule=schedule, prior_scale=5.0, iou_gain=gain, by_product=by_product)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +162,78 @@ def test_iou_loss_is_mean_squared_error_over_positives_of_either_task(assigner: 
     torch.testing.assert_close(losses[3], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("name", "branches"), [("yolo11n", [None]), ("yolo26n", ["one2many", "one2one"])])
+@pytest.mark.parametrize("assigner", ["tal", "mlc"])
+def test_by_product_the_class_loss_is_that_of_the_score_detections_are_ranked_by(
+    name: str, branches: list[str | None], assigner: str
+) -> None:
+    """The same loss as a head's whose class logits are the log-odds of class score times IoU."""
+    model, batch = _model(name), _batch(OBJECTS)
+    raw = model(batch["img"])
+    raw = _varied(raw) if branches == [None] else {branch: _varied(raw[branch]) for branch in branches}
+    parts = [raw if branch is None else raw[branch] for branch in branches]
+    decide = build_assigner(assigner, options.settle(options.defaults()))
+    seen: list[torch.Tensor] = []
+    decided: list[Assignment] = []
+
+    def spy(predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        seen.append(predictions.scores)
+        decided.append(decide(predictions, priors, targets))
+        return decided[-1]
+
+    def loss(decision: Any, *, by_product: bool) -> torch.Tensor:
+        criterion = _criterion(model, decision, by_product=by_product)
+        if name == "yolo26n":
+            criterion.one2one.schedule = criterion.one2many.schedule
+        return criterion(raw, batch)[0]
+
+    losses = loss(spy, by_product=True)
+    for scores, part in zip(seen, parts, strict=True):
+        torch.testing.assert_close(scores, part["scores"].transpose(1, 2).sigmoid())  # the class score alone
+        part["scores"] = (part["scores"].double().sigmoid() * part["iou"].double().sigmoid()).logit().float()
+    again = iter(decided)
+    torch.testing.assert_close(losses, loss(lambda *inputs: next(again), by_product=False))
+
+
+@pytest.mark.parametrize("by_product", [True, False])
+def test_negatives_teach_the_channel_by_product_and_only_then(by_product: bool) -> None:
+    model, batch = _model("yolo11n"), _batch(OBJECTS)
+    raw = _varied(model(batch["img"]))
+    criterion = _criterion(model, TaskAligned(), by_product=by_product)
+    predictions, priors, targets = criterion.assigner_inputs(raw, batch)
+    positive = TaskAligned()(predictions, priors, targets).classification.positive
+    criterion(raw, batch)[0].sum().backward()
+    taught = raw["iou"].grad[:, 0] != 0
+    assert positive.any() and not positive.all()
+    assert torch.equal(taught, torch.ones_like(positive) if by_product else positive)
+
+
+@pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
+@pytest.mark.parametrize("form", [{"by_product": False}, {"iou_warmup": 1}])
+def test_under_a_channel_that_the_classes_do_not_know_the_stock_losses_stay(name: str, form: dict[str, Any]) -> None:
+    """By the assigner that upstream's criterion holds, one for each branch."""
+    model, batch = _model(name), _batch(CROWD)
+    raw = model(batch["img"])
+    raw = _varied(raw) if "boxes" in raw else {branch: _varied(raw[branch]) for branch in ("one2many", "one2one")}
+    criterion = _criterion(model, "tal", **form)
+    losses, items = criterion(raw, batch)
+    stock, stock_items = (E2ELoss if name == "yolo26n" else v8DetectionLoss)(model)(raw, batch)
+    torch.testing.assert_close(losses[:3], stock, rtol=1e-4, atol=1e-5)
+    for key, value in stock_items.items():
+        torch.testing.assert_close(items[key], value, rtol=1e-4, atol=1e-5)
+    assert (losses[3] > 0) == ("by_product" in form)
+
+
+def test_a_fresh_channel_leaves_the_class_loss_as_it_is() -> None:
+    model, batch = _model("yolo11n"), _batch(OBJECTS)
+    raw = model(batch["img"])
+    assert (raw["iou"] == NEUTRAL_BIAS).all()
+    losses, _ = _criterion(model, "tal")(raw, batch)
+    stock, _ = v8DetectionLoss(model)(raw, batch)
+    torch.testing.assert_close(losses[:3], stock, rtol=0.007, atol=0)
+    assert losses[1] != stock[1]
+
+
 def test_iou_loss_moves_no_box() -> None:
     model, batch = _model("yolo11n"), _batch(OBJECTS)
     preds = {k: v.detach().requires_grad_() if torch.is_tensor(v) else v for k, v in model(batch["img"]).items()}
@@ -218,7 +291,7 @@ class _Halves:
 def test_each_task_is_weighted_and_normalised_by_its_own_assignment() -> None:
     model, batch = _model("yolo11n"), _batch([[0, 1, 0.5, 0.5, 0.6, 0.6]], images=1)
     preds = model(batch["img"])
-    losses, items = _criterion(model, _Halves())(preds, batch)
+    losses, items = _criterion(model, _Halves(), by_product=False)(preds, batch)
     logits = preds["scores"][0].T
     target, weight = torch.zeros_like(logits), torch.ones(len(logits), 1)
     target[:3, 1], weight[:3], weight[10] = 0.8, 0.5, 0.0
