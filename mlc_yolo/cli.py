@@ -19,42 +19,6 @@ SPECIAL = ("help", "version", "checks", "settings", "cfg")
 SWITCHES = ("half", "int8", "end2end", "nms")
 UNLISTED = ("half", "int8", "end2end", "save_dir")
 
-EXAMPLES = """
-    1. Train with a predicted IoU, and with mutual labelling
-        mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=100 imgsz=640
-        mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=100 imgsz=640 assigner=mlc
-
-    2. See what holds your detector back, before you train anything; report=True writes a page
-        mlc-yolo diagnose model=best.pt data=mine.yaml report=True
-
-    3. Validate any checkpoint, stock ones too
-        mlc-yolo val model=runs/detect/train/weights/best.pt data=mine.yaml coco_eval=True
-
-    4. Predict, or write a checkpoint that plain Ultralytics loads without this package
-        mlc-yolo predict model=best.pt source=photos/
-        mlc-yolo export model=best.pt format=stock
-
-    5. See who learns what, and the detections that two models misplace
-        mlc-yolo assignments model=best.pt data=mine.yaml assigner=tal,mlc
-        mlc-yolo figure misaligned model=tal.pt other=mlc.pt data=mine.yaml
-
-    6. See whether it helps: any option may be a list; the same command goes on where it was stopped
-        mlc-yolo compare model=yolo11n.pt data=mine.yaml assigner=tal,mlc seed=0,1,2 epochs=50 report=True
-
-    7. Reproduce a row of the paper (files in cfg/paper), here with a twentieth of its iterations
-        mlc-yolo reproduce mlc_table3_retinanet_ml data=coco.yaml scale=0.05
-
-    8. Convert annotations; problems are listed per file (link=False copies images, strict=True stops at a problem)
-        mlc-yolo convert source=VOCdevkit/VOC2007 split=trainval,test output=datasets/voc07
-        mlc-yolo convert source=train.json,val.json images=train/,val/ output=datasets/mine
-
-    9. Learn from images without labels (or split a labelled set first, to see what they bring)
-        mlc-yolo train model=yolo11n.pt data=few.yaml unlabeled=photos/ ssl=sed
-        mlc-yolo split data=mine.yaml percent=5,10 folds=1
-
-    Every argument of Ultralytics works (https://docs.ultralytics.com/usage/cfg). Options of mlc-yolo:
-"""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -75,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if word in {"checks", "settings", "cfg"}:
         return _special(word, arguments[1:])
     if word in {"help", "h"} or {"help", "--help", "-h"} & set(arguments):
-        print(usage())
-        return 0
+        return _help([word for word in arguments if word not in {"help", "--help", "-h", "h"}])
     session = Session()
     expect_work()
     try:
@@ -100,6 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _help(topics: Sequence[str]) -> int:
+    """Print the help on the first word that is no pair; on everything, where there is none."""
+    from mlc_yolo import guide
+
+    words = [word for word in topics if "=" not in word.strip("=")]
+    try:
+        print(guide.help_on(words[0].lstrip("-")) if words else guide.overview(), end="")
+    except UsageError as error:
+        print(_answer(error), file=sys.stderr)
+        return 2
+    return 0
+
+
 def _is_usage(error: Exception) -> bool:
     """Whether an error is about the request whenever it arises: exporters miss packages only once they work."""
     return isinstance(error, UsageError) or (_missing_package(error) is not None)
@@ -115,26 +91,8 @@ def _answer(error: Exception) -> str:
     hint = "" if isinstance(error, UsageError) else " MLC_YOLO_TRACEBACK=1 shows where this comes from."
     missing = _missing_package(error)
     advice = f". Install it, such as with: pip install {missing}" if missing else ""
-    return f"mlc-yolo: {str(error).strip()}{advice}\n'mlc-yolo help' lists modes and options.{hint}"
-
-
-def usage() -> str:
-    """Return the help: modes, examples and our options."""
-    lines = [f"          {name:<14}{mode.purpose}" for name, mode in MODES.items()]
-    lines[0] = f"    MODE{lines[0][8:]}"
-    return "\n    mlc-yolo MODE key=value ...\n\n" + "\n".join(lines) + "\n" + EXAMPLES + options_help()
-
-
-def options_help() -> str:
-    """Return our options, a line each: name, default, values, purpose."""
-    from mlc_yolo.options.specification import specifications
-
-    lines = []
-    for name, spec in specifications().items():
-        default = "" if spec["default"] is None else spec["default"]
-        values = " | ".join(spec["choices"]) if "choices" in spec else spec["type"]
-        lines.append(f"      {f'{name}={default}':<24}{values}\n{'':30}{spec['help']}")
-    return "\n".join(lines) + "\n"
+    where = "'mlc-yolo help' lists the modes, 'mlc-yolo help options' the options."
+    return f"mlc-yolo: {str(error).strip()}{advice}\n{where}{hint}"
 
 
 def parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -236,12 +194,13 @@ def _accepted(mode: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 def _special(word: str, rest: list[str]) -> int:
     from ultralytics.cfg import DEFAULT_CFG_PATH, handle_yolo_settings
-    from ultralytics.utils import YAML, checks
+    from ultralytics.utils import YAML
 
+    from mlc_yolo import checks
     from mlc_yolo.options.specification import defaults
 
     actions: dict[str, Callable[[], Any]] = {
-        "checks": checks.collect_system_info,
+        "checks": lambda: print(checks.report(), end=""),
         "settings": lambda: handle_yolo_settings(rest),
         "cfg": lambda: (YAML.print(DEFAULT_CFG_PATH), YAML.print(defaults())),
     }

@@ -29,6 +29,7 @@
 | Hailo's exporter asks for `type(head) is Detect`; IMX's replaces `_inference` and counts modules | stock rewrite |
 | `DetectionModel.load` takes every tensor that agrees in name and shape | checkpoint |
 | keys of `model.yaml` the parser does not know are kept | checkpoint |
+| `cfg/default.yaml` beside the package has a line `name: default # what it does` per argument | guide |
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
 | `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
 | `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |

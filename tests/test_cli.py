@@ -14,12 +14,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import ultralytics  # noqa: F401  its log keeps the stdout of its first import, which must not be that of one test
+import torch
+import ultralytics  # its log keeps the stdout of its first import, which must not be that of one test
 
-from mlc_yolo import __version__, cli
+from mlc_yolo import __version__, cli, guide
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.modes import MODES
+from mlc_yolo.options.specification import specifications
 
+TRAINING = {"train", "tune", "compare", "reproduce", "demo"}
 TRAIN = ("train", "model=yolo11n.yaml", "epochs=1", "imgsz=64", "batch=8", "plots=False")
 
 
@@ -32,18 +35,100 @@ def _run(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("words", [[], ["help"], ["--help"], ["-h"]])
-def test_help_lists_modes_and_every_option(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    from mlc_yolo.options import specification as options
-
+def test_help_fits_one_screen_and_lists_every_mode(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24 and max(map(len, lines)) <= 100
+    assert all(
+        any(line.split()[:1] == [name] and mode.purpose in line for line in lines) for name, mode in MODES.items()
+    )
+    assert sum(line.strip().startswith("mlc-yolo ") and "model=" in line for line in lines) == 3
+    assert "mlc-yolo help MODE" in lines[-2] and "mlc-yolo help OPTION" in lines[-1]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("form", ["help MODE", "MODE --help", "MODE help epochs=3"])
+def test_help_on_a_mode_shows_what_it_takes_and_an_example(
+    mode: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(form.replace("MODE", mode).split()) == 0
     shown = capsys.readouterr().out
-    assert all(f" {name} " in shown and mode.purpose in shown for name, mode in MODES.items())
-    assert all(f"{name}=" in shown for name in options.defaults())
+    line = MODES[mode]
+    assert shown.startswith(f"mlc-yolo {mode}: {line.purpose}\n") and f"    mlc-yolo {mode}" in shown
+    assert all(f"    {name}=" in shown for name in (*line.own, *([line.bare] if line.bare else ())))
+    assert ("    vote=False" in shown, "    ssl=none" in shown) == (line.stock, mode in TRAINING)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_examples_of_a_mode_are_command_lines_of_that_mode(mode: str) -> None:
+    assert guide.EXAMPLES_OF[mode]
+    for example in guide.EXAMPLES_OF[mode]:
+        program, *words = example.split()
+        assert program == "mlc-yolo" and cli.parse(words)[0] == mode
+
+
+def test_every_argument_of_one_mode_alone_is_described() -> None:
+    for name, mode in MODES.items():
+        described = guide.OWN_HELP.get(name, {})
+        assert set(described) == {*mode.own, *([mode.bare] if mode.bare else [])}
+        assert all(text.endswith(".") for text in described.values())
+
+
+def test_options_of_use_are_options() -> None:
+    assert set(guide.AFTER_TRAINING) <= set(specifications())
+
+
+def test_help_on_an_option_shows_its_values_default_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, spec in specifications().items():
+        assert cli.main(["help", name]) == 0
+        shown = capsys.readouterr().out
+        assert " ".join(shown.split()).startswith(f"{name} {spec['help']} default"), name
+        assert spec.get("source", "") in shown and guide.values_of(spec) in shown
+    assert cli.main(["help", "mlc_alpha"]) == 0
+    assert "arXiv 2103.08958), equations 7 and 8" in capsys.readouterr().out
+
+
+def test_help_on_options_lists_each_with_its_first_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "options"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"    {name}=" in shown for name in specifications())
+    assert "Drops" not in shown and "Lowest predicted IoU of a detection.\n" in shown
+
+
+def test_help_on_an_argument_of_ultralytics_or_of_one_mode_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "epochs"]) == 0
+    assert capsys.readouterr().out.startswith("epochs=100\n\n(int) number of epochs")
+    assert cli.main(["help", "percent"]) == 0
+    assert capsys.readouterr().out.startswith("Of split alone:\n    percent=1,2,5,10 ")
+
+
+@pytest.mark.parametrize(("word", "meant"), [("mlc_alfa", "mlc_alpha"), ("trian", "train"), ("epoch", "epochs")])
+def test_help_on_an_unknown_word_names_the_nearest(word: str, meant: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", word]) == 2
+    shown = capsys.readouterr()
+    assert f"'{word}' is neither a mode nor an option. Did you mean '{meant}'" in shown.err and not shown.out
+
+
+def test_checks_show_versions_devices_and_folders_and_not_the_name_of_the_home_folder(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("MLC_YOLO_CACHE", str(tmp_path / "drawn"))
+    monkeypatch.setenv("YOLO_OFFLINE", "1")
+    assert cli.main(["checks"]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    shown = {line[0]: line[1] for line in lines if len(line) == 2}
+    assert shown["mlc-yolo"] == __version__ and torch.__version__.startswith(shown["torch"])
+    assert shown["ultralytics"].startswith(ultralytics.__version__) and "tested: " in shown["ultralytics"]
+    assert "cores" in shown["processor"] and shown["cfg"].endswith("cfg") and shown["YOLO_OFFLINE"] == "1"
+    assert ["drawn", f"data sets         {Path('~') / 'drawn'}"] in lines and str(tmp_path) not in str(lines)
 
 
 def test_help_loads_neither_torch_nor_ultralytics() -> None:
     code = (
-        "import sys; from mlc_yolo import cli; cli.main(['help']); print({'torch', 'ultralytics'} & set(sys.modules))"
+        "import sys; from mlc_yolo import cli; "
+        "[cli.main(['help', word]) for word in ('', 'train', 'vote', 'epochs', 'trian')]; "
+        "print({'torch', 'ultralytics'} & set(sys.modules))"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines()[-1] == "set()"

@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("report",),
     ("demo",),
     ("modes",),
+    ("guide", "checks"),
     ("cli", "__main__"),
 )
 PURE = frozenset(part for layer in LAYERS[1:5] for part in layer) | {"resources"}

@@ -56,6 +56,12 @@ def _model(name: str = "yolo11n") -> DetectionModel:
     return model
 
 
+def test_the_file_of_defaults_says_in_a_line_what_an_argument_does() -> None:
+    text = Path(ultralytics.__file__).with_name("cfg").joinpath("default.yaml").read_text(encoding="utf-8")
+    described = re.findall(r"^(\w+):.*# *\S", text, re.MULTILINE)
+    assert len(described) > 90 and set(described) <= set(DEFAULT_CFG_DICT) and {"epochs", "conf"} <= set(described)
+
+
 def test_installed_version_is_in_the_tested_range() -> None:
     def numbers(version: str) -> tuple[int, ...]:
         return tuple(int(part) for part in version.split("."))

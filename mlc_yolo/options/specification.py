@@ -37,7 +37,7 @@ CUSTOM = "custom"
 
 @cache
 def specifications() -> dict[str, dict[str, Any]]:
-    """Return cfg/mlc.yaml: option name -> {default, type or choices, minimum or above, help}."""
+    """Return cfg/mlc.yaml: option name -> {default, type or choices, minimum or above, help, source if any}."""
     with open(resource_dir("cfg") / "mlc.yaml", encoding="utf-8") as file:
         loaded: dict[str, dict[str, Any]] = yaml.safe_load(file)
     return loaded

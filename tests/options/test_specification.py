@@ -31,7 +31,17 @@ def test_every_option_says_what_it_takes_and_why() -> None:
     for name, spec in specifications().items():
         assert spec["help"].strip().endswith("."), name
         assert ("choices" in spec) != (spec.get("type") in ("number", "bool", "epochs", "path")), name
-        assert set(spec) <= {"default", "choices", "aliases", "type", "minimum", "maximum", "above", "help"}, name
+        assert set(spec) <= {
+            "default",
+            "choices",
+            "aliases",
+            "type",
+            "minimum",
+            "maximum",
+            "above",
+            "help",
+            "source",
+        }, name
 
 
 def test_defaults_are_a_copy() -> None:
