@@ -22,6 +22,7 @@
 | a criterion that is no `nn.Module` stays out of `state_dict`, and is dropped on saving | criterion |
 | `E2ELoss(model, loss_fn)` builds both branches; only the one-to-one branch passes `tal_topk2` | criterion |
 | `get_assigned_targets_and_loss` returns ((positive, _, boxes, _, _), losses, items) | criterion |
+| `assigner(scores, boxes, points, labels, goals, mask)` gives (_, _, soft targets, positive, slot) | criterion |
 | `BboxLoss` weighs a positive by the sum of its `target_scores` and divides by `target_scores_sum` | criterion |
 | `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | IoU-aware head |
 | `forward` calls `forward_head(x, **one2many)`, then `_inference`, which calls `_get_decode_boxes` | IoU-aware head |

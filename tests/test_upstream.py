@@ -112,10 +112,18 @@ def test_assigned_targets_come_as_positives_and_boxes() -> None:
     image = torch.zeros(1, 3, 64, 64)
     batch = {"img": image, "batch_idx": torch.zeros(1), "cls": torch.zeros(1, 1), "bboxes": torch.full((1, 4), 0.5)}
     preds = model(image)
-    (positive, _, boxes, _, _), losses, items = v8DetectionLoss(model).get_assigned_targets_and_loss(preds, batch)
+    criterion = v8DetectionLoss(model)
+    seen: list[tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]] = []
+    assigner = criterion.assigner
+    criterion.assigner = lambda *inputs: seen.append((inputs, assigner(*inputs))) or seen[0][1]
+    (positive, _, boxes, _, _), losses, items = criterion.get_assigned_targets_and_loss(preds, batch)
     anchors = preds["boxes"].shape[-1]
     assert positive.shape == (1, anchors) and positive.dtype == torch.bool and positive.any()
     torch.testing.assert_close(boxes[positive], torch.tensor([[16.0, 16, 48, 48]]).expand(int(positive.sum()), 4))
+    ((scores, _, points, labels, goals, mask), (_, _, soft, chosen, slot)) = seen[0]
+    assert scores.shape == soft.shape == (1, anchors, 2) and points.shape == (anchors, 2)
+    assert (labels.shape, goals.tolist(), mask.tolist()) == ((1, 1, 1), [[[16, 16, 48, 48]]], [[[1]]])
+    assert torch.equal(chosen, positive) and slot.shape == (1, anchors) and (soft.sum(-1) > 0).sum() <= positive.sum()
     assert losses.shape == (3,) and list(items) == ["box_loss", "cls_loss", "dfl_loss"]
 
 

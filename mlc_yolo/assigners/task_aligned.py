@@ -130,11 +130,11 @@ class TaskAligned:
         rank = rank_in_group(aligned.metric, aligned.pairs.object, len(objects))
         aligned_at_all = aligned.metric > 0
         claimed = aligned_at_all & (rank < self.topk)
-        claims_of_anchor = _claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors)
-        positive = _winners(aligned, objects, claimed, claims_of_anchor, batch=batch, anchors=anchors)
+        positive = winners(aligned, objects, claimed, batch=batch, anchors=anchors)
         kept = positive
         if extra:
-            added = aligned_at_all & (rank < self.topk + extra) & (claims_of_anchor == 0)
+            free = claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors) == 0
+            added = aligned_at_all & (rank < self.topk + extra) & free
             overlap = aligned.overlap.where(added, -1)
             kept = positive | added & keep_best(aligned.pairs, objects, overlap, batch=batch, anchors=anchors)
         rows = rows_where(kept)
@@ -142,27 +142,30 @@ class TaskAligned:
 
     def _alignment(self, predictions: Predictions, priors: Priors, objects: Objects) -> Alignment:
         """Steps 1 and 2: the P pairs of an anchor point inside a widened box, with their metric."""
-        pairs = pairs_inside(replace(objects, boxes=_widened(objects.boxes, priors)), priors.points)
+        pairs = pairs_in_widened(objects, priors)
         image = objects.image[pairs.object]
         scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
         overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
         return Alignment(pairs, scores.pow(self.alpha) * overlap.pow(self.beta), overlap)
 
 
-def _claims_of_anchor(pairs: Pairs, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
+def pairs_in_widened(objects: Objects, priors: Priors) -> Pairs:
+    """Step 1: return the pairs of an anchor point inside an object's widened box."""
+    return pairs_inside(replace(objects, boxes=_widened(objects.boxes, priors)), priors.points)
+
+
+def claims_of_anchor(pairs: Pairs, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
     """Step 3: how many objects claim each pair's anchor, (P,) int64; `claimed` is (P,) bool."""
     key = anchor_key(pairs, objects, anchors)
     return count_in_group(key, batch * anchors, of=claimed)[key]
 
 
-def _winners(
-    aligned: Alignment, objects: Objects, claimed: Tensor, claims_of_anchor: Tensor, *, batch: int, anchors: int
-) -> Tensor:
+def winners(aligned: Alignment, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
     """Step 4: which pairs train, (P,) bool: uncontested claims, and of a contested anchor the largest overlap.
 
     The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
     """
-    contested = claims_of_anchor > 1
+    contested = claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors) > 1
     largest = keep_best(aligned.pairs, objects, aligned.overlap, batch=batch, anchors=anchors)
     return torch.where(contested, largest, claimed) & (aligned.metric > 0)
 

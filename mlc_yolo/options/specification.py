@@ -88,6 +88,8 @@ def settle(ours: Mapping[str, Any], detector: str | None = None) -> dict[str, An
             f"quality={filled['quality']} is for the ported detectors (FCOS and the like): a YOLO takes iou_head=True "
             "or iou_head=False"
         )
+    if filled.get("mg_rule") == "2021" and filled.get("mg_tasks", "both") != "both":
+        raise ValueError(f"mg_rule=2021 guides both tasks: leave mg_tasks={filled['mg_tasks']} out")
     if detector is None and filled.get("align_gain"):
         raise ValueError(f"align_gain={filled['align_gain']} is for the ported detectors, not for YOLO: leave it out")
     if detector is None and filled["mlc_candidates"] == "own":

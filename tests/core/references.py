@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from mlc_yolo.assigners import ATSS, Assigner, MaxIoU, MutualGuidance, MutualLabeling, PointInBox, Role, TaskAligned
+from mlc_yolo.assigners import (
+    ATSS,
+    Assigner,
+    Disentangled,
+    MaxIoU,
+    MutualGuidance,
+    MutualGuidance2021,
+    MutualLabeling,
+    PointInBox,
+    Role,
+    TaskAligned,
+    WeighedByScore,
+)
 
 from .scenes import Scene
 
@@ -326,6 +338,70 @@ def take(row: np.ndarray, count: int) -> list[int]:
     return [a for a in sorted(range(len(row)), key=lambda a: -row[a]) if row[a] > 0][:count]
 
 
+# The continued rule ---------------------------------------------------------------------------------------------------
+
+
+def mutual_guidance_2021(image: Image, *, sigma: float = 2.0) -> Both:
+    """The authors' later code with matrices, one object at a time; values above 1 contend by their own size."""
+    classification, localization = Labels(len(image.points)), Labels(len(image.points))
+    if not image.objects:
+        return classification, localization
+    amplified = image.prior_ious.copy()
+    for k, obj in enumerate(image.objects):
+        for a in image.anchors:
+            amplified[k, a] *= math.exp(image.scores[a, obj.label] / sigma)
+    for labels, matrix in ((classification, image.decoded_ious), (localization, amplified)):
+        contended = np.where(matrix == matrix.max(0), matrix, 0.0)
+        for k, obj in reversed(list(enumerate(image.objects))):
+            for a in take(contended[k], as_many_as(np.minimum(contended[k], 1))):
+                labels.positive(a, obj, quality=min(1.0, contended[k, a]))
+    return classification, localization
+
+
+def as_many_as(qualities: np.ndarray) -> int:
+    """How many anchors an object trains: what its 15 best qualities add up to, at least one."""
+    return max(1, math.floor(sum(sorted(qualities, reverse=True)[:15]) + 1e-4))
+
+
+# DDOD: each task its own metric ---------------------------------------------------------------------------------------
+
+
+def disentangled(image: Image) -> Both:
+    classification, localization = Labels(len(image.points)), Labels(len(image.points))
+    overlap = np.zeros((len(image.objects), len(image.points)))
+    for k, obj in enumerate(image.objects):
+        for a in image.anchors:
+            if in_widened_box(image, obj, a, True):
+                overlap[k, a] = image.decoded_ious[k, a]
+    for labels, by_score, by_iou in ((classification, 0.2, 0.8), (localization, 0.5, 0.5)):
+        metric = np.zeros_like(overlap)
+        claims: dict[int, list[int]] = {}
+        for k, obj in enumerate(image.objects):
+            for a in image.anchors:
+                metric[k, a] = image.scores[a, obj.label] ** by_score * overlap[k, a] ** by_iou
+            for a in take(metric[k], as_many_as(overlap[k])):
+                claims.setdefault(a, []).append(k)
+        owner = {a: ks[0] if len(ks) == 1 else int(overlap[:, a].argmax()) for a, ks in claims.items()}
+        for a, quality in soft_quality(owner, metric, overlap).items():
+            labels.positive(a, image.objects[owner[a]], quality=quality)
+    return classification, localization
+
+
+# Boxes weighed by the class score -------------------------------------------------------------------------------------
+
+
+def weighed_by_score(reference: Callable[[Image], Both], image: Image) -> Both:
+    classification, plain = reference(image)
+    localization = Labels(len(image.points))
+    localization.role, localization.weight = plain.role, plain.weight
+    by_slot = {obj.slot: obj for obj in image.objects}
+    for a in image.anchors:
+        if plain.role[a] == int(Role.POSITIVE):
+            obj = by_slot[plain.gt_index[a]]
+            localization.gt_index[a], localization.quality[a] = obj.slot, image.scores[a, obj.label]
+    return classification, localization
+
+
 # MLC: equations 4 to 8 ------------------------------------------------------------------------------------------------
 
 
@@ -460,7 +536,14 @@ def _variants() -> dict[str, Variant]:
             PointInBox(levels="all"), lambda image: static(image, point_owner(image, other_levels=True)), in_box
         ),
         "atss": Variant(ATSS(), atss, in_box),
+        "ddod": Variant(Disentangled(), disentangled, in_widened_box),
+        "tal-by_score": Variant(WeighedByScore(TaskAligned()), partial(weighed_by_score, task_aligned), in_widened_box),
+        "max_iou-by_score": Variant(WeighedByScore(MaxIoU()), partial(weighed_by_score, max_iou), touches_prior),
     }
+    for sigma in (1.5, 2.0):
+        found[f"mutual_guidance_2021-{sigma}"] = Variant(
+            MutualGuidance2021(sigma=sigma), partial(mutual_guidance_2021, sigma=sigma), touches_decoded
+        )
     for sigma, tasks in ((1.5, "both"), (2.0, "both"), (3.0, "both"), (2.0, "l2c"), (2.0, "c2l")):
         options: dict[str, Any] = {"sigma": sigma, "tasks": tasks}
         found[f"mutual_guidance-{sigma}-{tasks}"] = Variant(

@@ -10,8 +10,10 @@ import torch
 
 from mlc_yolo.assigners import (
     ATSS,
+    Disentangled,
     MaxIoU,
     MutualGuidance,
+    MutualGuidance2021,
     MutualLabeling,
     PointInBox,
     Predictions,
@@ -19,7 +21,9 @@ from mlc_yolo.assigners import (
     Targets,
     TaskAligned,
     TaskAssignment,
+    WeighedByScore,
 )
+from mlc_yolo.assigners.disentangled import Exponents
 from mlc_yolo.assigners.mutual_guidance import amplified_iou
 from mlc_yolo.assigners.objects import flatten_targets
 from mlc_yolo.priors import Priors, grid_priors
@@ -434,6 +438,64 @@ def test_task_aligned_mlc_cuts_the_aligned_candidates_and_rescales_per_task() ->
     assert result.localization.weight[0].tolist() == [0, 1, 1, 0]
 
 
+# The continued rule of Mutual Guidance --------------------------------------------------------------------------------
+
+
+def test_the_continued_rule_trains_as_many_anchors_as_the_best_qualities_add_up_to() -> None:
+    # Decoded IoU .3 .9 .8 .7 0 adds up to 2.7: the 2 best, 1 and 2, have their IoU as class target; none is ignored.
+    # Prior IoU .6 .55 .45 .2 0, times sqrt(e) = 1.6487 at score 1: .6 .55 .7419 .3297, together 2.22: anchors 2 and 0.
+    decoded = predictions([[0.0], [0.0], [1.0], [1.0], [0.0]], FIVE_BOXES)
+    result = MutualGuidance2021()(decoded, FIVE_PRIORS, targets((0, TEN)))
+    assert roles(result.classification) == [N, P, P, N, N]
+    assert roles(result.localization) == [P, N, P, N, N]
+    expected = torch.tensor([[0, 0.9, 0.8, 0, 0], [0.6, 0, 0.741925, 0, 0]])
+    torch.testing.assert_close(result.classification.quality, expected[:1])
+    torch.testing.assert_close(result.localization.quality, expected[1:])
+
+
+def test_the_continued_rule_weighs_a_box_by_one_at_most_and_ranks_by_what_is_above() -> None:
+    # .6 * e^.5 = .989 and .9 * e^.5 = 1.484, with .5 together 2.49: two positives; the second counts and weighs 1.
+    anchors = priors((0, 0, 10, 6), (0, 0, 10, 9), (0, 0, 10, 5))
+    given = predictions([[1.0], [1.0], [0.0]], [(0, 0, 10, 10)] * 3)
+    result = MutualGuidance2021()(given, anchors, targets((0, TEN)))
+    assert roles(result.localization) == [P, P, N]
+    torch.testing.assert_close(result.localization.quality, torch.tensor([[0.989233, 1.0, 0.0]]))
+    # Two objects whose amplified IoU is above 1: the prior goes to the one it suits better, though it comes second.
+    both = targets((0, (0, 0, 10, 8)), (0, TEN))
+    result = MutualGuidance2021()(given, priors((0, 0, 10, 9.5), (0, 0, 10, 9), (30, 30, 40, 40)), both)
+    assert slots(result.localization)[0] == 1
+
+
+# DDOD and boxes weighed by the score ----------------------------------------------------------------------------------
+
+
+def test_ddod_takes_each_tasks_best_by_its_own_metric() -> None:
+    # A 16 x 16 object whose four points see IoU 1, .5, .25 and 0 (top left corner, full width): k = floor(1.75) = 1.
+    # Classes, s^.2 u^.8: .2^.2 = .7248 and 1 * .5^.8 = .5743: anchor 0. Boxes, (s u)^.5: sqrt(.2) = .4472 and
+    # sqrt(.5) = .7071: anchor 1. The quality of an only positive is its IoU.
+    boxes = [SIXTEEN, (0, 0, 16, 8), (0, 0, 16, 4), (40, 40, 50, 50)]
+    result = Disentangled()(predictions([[0.2], [1.0], [0.1], [1.0]], boxes), QUAD, targets((0, SIXTEEN)))
+    assert (roles(result.classification), roles(result.localization)) == ([P, N, N, N], [N, P, N, N])
+    torch.testing.assert_close(result.classification.quality, torch.tensor([[1.0, 0, 0, 0]]))
+    torch.testing.assert_close(result.localization.quality, torch.tensor([[0, 0.5, 0, 0]]))
+
+
+def test_ddod_rescales_each_metric_to_the_largest_iou_of_the_tasks_positives() -> None:
+    # IoU 1, 1, .5, .5 makes k = 3. Boxes, (s u)^.5 with s = .25, 1, 1, .1: .5, 1, .7071, .2236: anchors 1, 2, 0.
+    boxes = [SIXTEEN, SIXTEEN, (0, 0, 16, 8), (0, 8, 16, 16)]
+    result = Disentangled()(predictions([[0.25], [1.0], [1.0], [0.1]], boxes), QUAD, targets((0, SIXTEEN)))
+    torch.testing.assert_close(result.localization.quality, torch.tensor([[0.5, 1.0, 0.707107, 0.0]]))
+
+
+def test_boxes_weighed_by_score_keep_labels_and_class_targets() -> None:
+    boxes = [SIXTEEN, (0, 0, 16, 8), (0, 0, 16, 4), (40, 40, 50, 50)]
+    given = predictions([[0.2, 0.9], [1.0, 0.3], [0.1, 0.7], [1.0, 1.0]], boxes), QUAD, targets((1, SIXTEEN))
+    plain, weighed = TaskAligned()(*given), WeighedByScore(TaskAligned())(*given)
+    assert torch.equal(weighed.classification.quality, plain.classification.quality)
+    assert roles(weighed.localization) == roles(plain.localization) == [P, P, P, N]
+    torch.testing.assert_close(weighed.localization.quality, torch.tensor([[0.9, 0.3, 0.7, 0.0]]))
+
+
 # Wrong use ------------------------------------------------------------------------------------------------------------
 
 
@@ -448,6 +510,9 @@ def test_task_aligned_mlc_cuts_the_aligned_candidates_and_rescales_per_task() ->
         (lambda: MutualGuidance(sigma=float("nan")), "above 1"),
         (lambda: MutualGuidance(tasks="cls"), "'l2c'"),
         (lambda: MutualGuidance(negative_iou=0.0), "negative_iou"),
+        (lambda: MutualGuidance2021(sigma=0.0), "above 0"),
+        (lambda: Exponents(-0.5, 0.5), "score >= 0"),
+        (lambda: Exponents(0.5, 0.0), "iou > 0"),
         (lambda: MutualLabeling(alpha=-0.1), "0 or more"),
         (lambda: MutualLabeling(alpha=float("nan")), "0 or more"),
         (lambda: MutualLabeling(tasks="l2c"), "'cls'"),

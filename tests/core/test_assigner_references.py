@@ -51,7 +51,13 @@ def test_an_assigner_equals_its_slow_reference_on_two_hundred_scenes(name: str) 
     assert positives > 1000  # the scenes are not idle
 
 
-@pytest.mark.parametrize("name", ["max_iou", "atss", "tal", "mutual_guidance-2.0-both", "mlc-max_iou-0.5-both"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("max_iou", "atss", "tal", "ddod", "mutual_guidance-2.0-both", "mutual_guidance_2021-2.0"),
+        "mlc-max_iou-0.5-both",
+    ],
+)
 def test_an_assigner_equals_its_slow_reference_on_scenes_of_nine_anchors_a_cell(name: str) -> None:
     variant = VARIANTS[name]
     positives = 0

@@ -10,16 +10,19 @@ import pytest
 from mlc_yolo.assigners import (
     ATSS,
     STOCK,
+    Disentangled,
     MaxIoU,
     MutualGuidance,
+    MutualGuidance2021,
     MutualLabeling,
     PointInBox,
     Schedule,
     TaskAligned,
+    WeighedByScore,
     build_assigner,
     yolo_assigner,
 )
-from mlc_yolo.options.specification import defaults, settle, specifications
+from mlc_yolo.options.specification import defaults, settle, specifications, validated
 
 
 def test_the_base_trains_the_warm_up_and_the_main_assigner_the_rest() -> None:
@@ -65,6 +68,7 @@ def test_ultralytics_own_loss_is_asked_for_by_one_object_that_copies_keep() -> N
         ("atss", ATSS),
         ("mutual_guidance", MutualGuidance),
         ("mlc", MutualLabeling),
+        ("ddod", Disentangled),
     ],
 )
 def test_every_name_in_the_options_builds_its_assigner(name: str, kind: type) -> None:
@@ -81,6 +85,7 @@ def test_no_name_is_left_out() -> None:
         ATSS,
         MutualGuidance,
         MutualLabeling,
+        Disentangled,
     }
     assert set(specifications()["assigner_base"]["choices"]) <= set(choices)
 
@@ -94,6 +99,22 @@ def test_the_options_reach_the_assigner() -> None:
     )
     assert isinstance(labeling, MutualLabeling) and isinstance(labeling.baseline, PointInBox)
     assert (labeling.alpha, labeling.tasks, labeling.baseline.levels) == (2, "loc", "all")
+
+
+def test_the_rule_of_mutual_guidance_is_an_option() -> None:
+    continued = build_assigner("mutual_guidance", settle(defaults()) | {"mg_rule": "2021", "mg_sigma": 1.5})
+    assert isinstance(continued, MutualGuidance2021) and continued.sigma == 1.5
+    assert validated({"mg_rule": 2021}) == {"mg_rule": "2021"}  # as a command line reads it
+
+
+def test_boxes_weighed_by_score_wrap_every_assigner_and_take_the_place_of_the_stock_loss() -> None:
+    chosen = settle(defaults()) | {"box_weight": "score"}
+    for name in specifications()["assigner"]["choices"]:
+        weighed = yolo_assigner(name, chosen)
+        assert isinstance(weighed, WeighedByScore)
+        assert type(weighed.assigner) is type(build_assigner(name, settle(defaults())))
+    own = MaxIoU()
+    assert build_assigner("max_iou", chosen, own=own).assigner is own
 
 
 @pytest.mark.parametrize("candidates", specifications()["mlc_candidates"]["choices"])

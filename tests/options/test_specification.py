@@ -252,6 +252,7 @@ def test_a_yolo_has_no_candidates_of_its_own_but_the_task_aligned_ones() -> None
         ({"iou_head": True}, "retinanet", "iou_head is for YOLO: .*quality=iou"),
         ({"quality": "none"}, None, "quality=none is for the ported detectors .*iou_head=False"),
         ({"align_gain": 1.0}, None, "align_gain=1.0 is for the ported detectors"),
+        ({"mg_rule": "2021", "mg_tasks": "l2c"}, None, "mg_rule=2021 guides both tasks: leave mg_tasks=l2c out"),
         ({"iou_training": "product"}, "fcos", "iou_training=product is for YOLO, not for a fcos"),
     ],
 )
