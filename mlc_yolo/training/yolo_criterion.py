@@ -56,7 +56,7 @@ class PerTaskLoss(v8DetectionLoss):
         schedule: YoloSchedule,
         prior_scale: float,
         iou_gain: float,
-        by_product: bool,
+        by_product: bool = True,
     ) -> None:
         """Set the criterion up.
 
