@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +29,43 @@ OBJECTS = torch.tensor([[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], 
 DETECTORS = ["retinanet mlc iou", "retinanet max_iou none", "fcos mlc iou", "fcos fcos centerness", "rpn mlc iou"]
 
 
-def _step(images: torch.Tensor, rows: torch.Tensor, assigner: str) -> torch.Tensor:
+#: A batch's objects, (N, 6) rows of Ultralytics' batch: image, class, then xywh in parts of the image.
+SCENES = {
+    "both": OBJECTS,
+    "one rank empty": OBJECTS[:2],
+    "fewer positives than ranks": torch.tensor([[0, 0, 0.3, 0.4, 0.04, 0.05]]),
+    "both empty": OBJECTS[:0],
+}
+
+
+def _batches(assigner: str) -> list[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Name, images and objects of every batch; of three images, the second rank has the last one alone."""
+    batches = []
+    for count, (name, rows) in product((2, 3), SCENES.items()):
+        images = torch.rand((count, 3, 64, 96), generator=torch.Generator().manual_seed(1))
+        rows = torch.cat((rows[:, :1] * (count - 1), rows[:, 1:]), 1)
+        if assigner.startswith("rpn"):
+            rows[:, 1] = 0
+        batches.append((f"{name}, {count} images", images, rows))
+    return batches
+
+
+def _step(model: Any, criterion: Any, images: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """What ranks must sum to: the losses, the positives of each task, and every parameter's gradient."""
-    torch.manual_seed(0)
-    model, criterion = _detector(*assigner.split()) if assigner in DETECTORS else _yolo(assigner)
-    if assigner.startswith("rpn"):
-        rows = rows.clone()
-        rows[:, 1] = 0
+    model.zero_grad()
     batch = {"img": images, "batch_idx": rows[:, 0], "cls": rows[:, 1:2], "bboxes": rows[:, 2:]}
     losses, items = criterion(model(images)[1], batch)
     losses.sum().backward()
     counts = torch.stack((items["pos_cls"], items["pos_loc"])) * len(images)
-    gradients = [each.grad.flatten() for each in model.parameters() if each.grad is not None]
+    gradients = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
     assert len(gradients) > 20
     return torch.cat((losses.detach(), counts, *gradients))
+
+
+def _learner(assigner: str) -> tuple[Any, Any]:
+    """A model and its criterion, the same at every call."""
+    torch.manual_seed(0)
+    return _detector(*assigner.split()) if assigner in DETECTORS else _yolo(assigner)
 
 
 def _yolo(assigner: str) -> tuple[Any, Any]:
@@ -62,41 +86,40 @@ def _detector(kind: str, assigner: str, quality: str) -> tuple[Any, Any]:
     return model, DetectorLoss(model, schedule=Schedule(main, main, 0), align_gain=0.5)
 
 
-def _rank(rank: int, store: str, assigner: str, images: torch.Tensor, rows: torch.Tensor, file: Path) -> None:
-    """Train a step on this rank's images: the first has one more than the second, as of a last batch."""
+def _rank(rank: int, store: str, assigner: str, file: Path) -> None:
+    """Train a step on this rank's images of each batch: the first has one more than the second, as of a last batch."""
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    first = (len(images) + 1) // 2
-    own = rows[(rows[:, 0] >= first) == bool(rank)].clone()
-    own[:, 0] -= rank * first
-    torch.save(_step(images[first:] if rank else images[:first], own, assigner), file)
+    learner = _learner(assigner)
+    sums = []
+    for _, images, rows in _batches(assigner):
+        first = (len(images) + 1) // 2
+        own = rows[(rows[:, 0] >= first) == bool(rank)].clone()
+        own[:, 0] -= rank * first
+        sums.append(_step(*learner, images[first:] if rank else images[:first], own))
+    torch.save(sums, file)
     dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("images", [2, 3], ids=["even", "uneven"])
 @pytest.mark.parametrize("assigner", ["fcos", "max_iou", "atss", "mutual_guidance", "mlc", *DETECTORS])
-@pytest.mark.parametrize(
-    "rows",
-    [OBJECTS, OBJECTS[:2], torch.tensor([[0, 0, 0.3, 0.4, 0.04, 0.05]]), OBJECTS[:0]],
-    ids=["both", "one rank empty", "fewer positives than ranks", "both empty"],
-)
-def test_two_ranks_equal_one_process(assigner: str, rows: torch.Tensor, images: int, tmp_path: Path) -> None:
-    if images == 3:  # the second rank has the last image alone
-        rows = torch.cat((rows[:, :1] * 2, rows[:, 1:]), 1)
-    batch = torch.rand((images, 3, 64, 96), generator=torch.Generator().manual_seed(1))
-    expected = _step(batch, rows, assigner)
+def test_two_ranks_equal_one_process(assigner: str, tmp_path: Path) -> None:
     context = mp.get_context("fork")
     files = [tmp_path / f"{rank}.pt" for rank in range(2)]
     ranks = [
-        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), assigner, batch, rows, files[rank]))
-        for rank in range(2)
+        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), assigner, files[rank])) for rank in range(2)
     ]
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(timeout=120)
+        process.join(timeout=240)
         assert process.exitcode == 0
-    got = sum(torch.load(file) for file in files)
-    tolerance = 1e-5 * expected.abs().max().item()
-    torch.testing.assert_close(got, expected, rtol=1e-3, atol=tolerance)
+    learner = _learner(assigner)
+    batches = _batches(assigner)
+    for (name, images, rows), *shares in zip(batches, *map(torch.load, files), strict=True):
+        expected = _step(*learner, images, rows)
+        tolerance = 1e-5 * expected.abs().max().item()
+        torch.testing.assert_close(
+            sum(shares), expected, rtol=1e-3, atol=tolerance, msg=lambda text, at=name: f"{at}: {text}"
+        )
+    assert len(batches) == 8
