@@ -24,6 +24,7 @@ from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.evaluation.diagnose import diagnose
 from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.placed_export import noting, placed_model
 from mlc_yolo.evaluation.placement import Placing
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.validator import MLCValidator
@@ -55,6 +56,7 @@ class MLCYOLO(OpenedYOLO):
         >>> model.val()  # doctest: +SKIP
     """
 
+    callbacks: dict[str, list[Any]]
     _predicting: Mapping[str, Any] = {}  # our options of the last prediction, as its predictor takes them
 
     @property
@@ -220,20 +222,26 @@ class MLCYOLO(OpenedYOLO):
         """Measure what limits this detector; see `evaluation.diagnose.diagnose` for arguments, result and errors."""
         return diagnose(self, **kwargs)
 
-    def export(self, **kwargs: Any) -> str:
+    def export(self, *, placement: bool = False, **kwargs: Any) -> str:
         """Export as upstream does; `format="stock"` writes a checkpoint for plain Ultralytics.
 
         Formats whose exporter would drop or refuse the IoU channel are exported from that stock form.
 
         Args:
+            placement: for ONNX and TorchScript, append to the output (B, 4 + K, A) what the head knows of its boxes:
+                their predicted IoU, then the standard deviation of left, top, right and bottom in pixels of the input.
+                The metadata's entry `placement` names the channels; see `evaluation.placed_export`.
             **kwargs: upstream's export arguments and `rescore`.
 
         Returns:
             Path of the exported file.
 
         Raises:
-            ValueError: a format or a size that this kind of model cannot have.
+            ValueError: a format or a size that this kind of model cannot have, or no placement to export.
+            TypeError: `placement` is no bool.
         """
+        if not isinstance(placement, bool):
+            raise TypeError(f"placement={placement!r} ({type(placement).__name__}) must be True or False.")
         stock = dict(self._prepared(kwargs).stock)
         if stock.get("data") is not None:  # images to calibrate by
             stock["data"] = resolve_for_upstream(stock["data"], split=stock.get("split"))
@@ -250,6 +258,8 @@ class MLCYOLO(OpenedYOLO):
                 "This model expects images warped to the input. An exported file does not record that: predict and "
                 "validate it with resize=warp, or stretch images yourself"
             )
+        if placement:
+            return self._export_placed(stock)
         if target == "stock":
             self._check_is_pytorch_model()
             path = export_stock(self.model, self._stock_path())
@@ -262,6 +272,20 @@ class MLCYOLO(OpenedYOLO):
             plain.model, plain.callbacks = to_stock(self.model), self.callbacks
             return plain.export(**stock)
         return super().export(**stock)
+
+    def _export_placed(self, stock: dict[str, Any]) -> str:
+        """Export with `placement=True`: a copy of the model, with a callback that names its channels in the file."""
+        self._check_is_pytorch_model()
+        if self.task != "detect":
+            raise ValueError(f"placement=True is for detection models, but this is a {self.task} model: leave it out")
+        plain, callbacks = self.model, self.callbacks
+        try:
+            note = noting(plain)
+            self.model = placed_model(plain, stock)
+            self.callbacks = {**callbacks, "on_export_start": [note, *callbacks["on_export_start"]]}
+            return str(super().export(**stock))
+        finally:
+            self.model, self.callbacks = plain, callbacks
 
     def benchmark(self, data: str | None = None, format: str = "", verbose: bool | float = False, **kwargs: Any) -> Any:
         """Benchmark export formats as upstream does; `data` left out means the demo set."""
@@ -325,7 +349,7 @@ class MLCYOLO(OpenedYOLO):
                 raise ValueError("rescore is fixed in an exported model: export again with rescore=False")
             if chosen.get("nms_by") == "iou":
                 raise ValueError(
-                    "nms_by=iou ranks by the predicted IoU, which exported models do not output: leave it out"
+                    "nms_by=iou chooses what a checkpoint's scores are, and an exported model's are fixed: leave it out"
                 )
         elif self.task == "detect":
             self._rank(**{**read_marker(self.model), **chosen})

@@ -233,7 +233,7 @@ MODES: dict[str, Mode] = {
     "val": Mode("validate one", _method, any_task=True),
     "predict": Mode("detect objects in images and videos", _stream, any_task=True),
     "track": Mode("follow objects through a video", _stream, any_task=True),
-    "export": Mode("write a model for other programs", _method, any_task=True),
+    "export": Mode("write a model for other programs", _method, {"placement": False}, any_task=True),
     "benchmark": Mode("time and judge a model in every export format", _method, any_task=True),
     "tune": Mode("search for better hyperparameters", _method, own=_TUNE, any_task=True),
     "diagnose": Mode(

@@ -90,10 +90,10 @@ def distance_variances(logits: Tensor) -> Tensor:
     """Return the variance of distances that are decoded as means of distributions over bins, `LEAST_VARIANCE` at least.
 
     Args:
-        logits: (n, 4 * R): for each side R logits, over distances of 0 to R - 1 bins.
+        logits: (..., 4 * R): for each side R logits, over distances of 0 to R - 1 bins.
 
     Returns:
-        (n, 4) float32, in bins^2.
+        (..., 4) float32, in bins^2.
 
     Example:
         Halves at 0 and 1 bin lie half a bin from their mean.
@@ -101,8 +101,8 @@ def distance_variances(logits: Tensor) -> Tensor:
         >>> distance_variances(torch.tensor([[0.0, 0.0]]).repeat(1, 4))
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]])
     """
-    weights = logits.float().reshape(len(logits), 4, logits.shape[1] // 4).softmax(2)
-    bins = torch.arange(weights.shape[2], dtype=weights.dtype, device=weights.device)
-    offsets = bins - (weights * bins).sum(2, keepdim=True)
-    variances: Tensor = (weights * offsets.square()).sum(2).clamp(min=LEAST_VARIANCE)
+    weights = logits.float().reshape(*logits.shape[:-1], 4, logits.shape[-1] // 4).softmax(-1)
+    bins = torch.arange(weights.shape[-1], dtype=weights.dtype, device=weights.device)
+    offsets = bins - (weights * bins).sum(-1, keepdim=True)
+    variances: Tensor = (weights * offsets.square()).sum(-1).clamp(min=LEAST_VARIANCE)
     return variances

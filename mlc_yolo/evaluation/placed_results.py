@@ -13,10 +13,12 @@ from torch import Tensor
 from ultralytics.engine.results import Boxes, Results
 from ultralytics.utils.ops import clip_boxes
 
+from mlc_yolo.heads.placed import IOU, SIGMAS
+
 Array = Tensor | NDArray[np.floating]
 
 #: Columns of a data frame, in the order in which they are kept.
-COLUMNS = ("iou", "sigma_left", "sigma_top", "sigma_right", "sigma_bottom")
+COLUMNS = (IOU, *SIGMAS)
 #: Colour (BGR) and opacity of the bands that `show_sigma` draws.
 BAND, OPACITY = (0, 255, 255), 0.5
 

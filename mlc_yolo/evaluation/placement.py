@@ -5,8 +5,9 @@
 2. A head with an IoU channel predicts the IoU of every box.
 3. After NMS, boxes may be voted on, detections of a low predicted IoU left out, and the others ordered by it.
 
-Both are read from the raw outputs, and so unknown where there are none: in exported files, in augmented prediction, and
-of a head that needs no NMS, which does not say which anchors its boxes are of.
+Both are read from the raw outputs, or from the channels that `export(placement=True)` appends to an exported file's.
+They are unknown where there is neither: in other exported files, in augmented prediction, and of a head that needs no
+NMS, which does not say which anchors its boxes are of.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mlc_yolo.checkpoints.sigma_scale import sigma_scale
 from mlc_yolo.evaluation.postprocess import detections_with_anchors, native
 from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
+from mlc_yolo.heads.placed import IOU, SIGMAS
 from mlc_yolo.nms import candidates
 from mlc_yolo.voting import distance_variances, vote
 
@@ -68,17 +70,22 @@ class Placing:
                 "vote=True uses the boxes that NMS suppresses, but this model has no NMS: give end2end=False, or "
                 "leave vote out"
             )
-        if (self.min_iou > 0 or self.by_iou) and (ends or augment or not _predicts_iou(_head(model))):
+        known = _predicts_iou(_head(model)) or IOU in exported_channels(model)
+        if (self.min_iou > 0 or self.by_iou) and (ends or augment or not known):
             asked = f"min_iou={self.min_iou:g}" if self.min_iou > 0 else "sort=iou"
             why = "with augment=True" if augment else "without NMS" if ends else "of this model"
             raise ValueError(
                 f"{asked} needs the predicted IoU, which is not available {why}: use a checkpoint trained with the "
-                "IoU channel, not exported, with NMS and without augment=True"
+                "IoU channel, or its export with placement=True, with NMS and without augment=True"
             )
 
 
 class Placement:
-    """What the raw outputs of one batch say about the boxes of its anchors."""
+    """What the outputs of one batch say about the boxes of its anchors.
+
+    Attributes:
+        dense: what goes to NMS: the first output, without the channels of an exported placement.
+    """
 
     def __init__(self, model: nn.Module, prediction: Any) -> None:
         """Find it, if there is any.
@@ -89,23 +96,38 @@ class Placement:
         """
         head = _head(model)
         raw = prediction[1] if isinstance(prediction, list | tuple) and len(prediction) > 1 else None
-        self._ious: Tensor | None = None  # (B, A) logits
+        self.dense: Tensor = prediction[0] if isinstance(prediction, list | tuple) else prediction
+        self._ious: Tensor | None = None  # (B, A) in [0, 1]
         self._distances: Tensor | None = None  # (B, 4 * R, A) logits
         self._strides: Tensor | None = None  # (A,) px
+        self._sigmas: Tensor | None = None  # (B, 4, A) px, where they are outputs
         self._scale = 1.0
+        names = exported_channels(model)
+        if names:
+            stop = self.dense.shape[1] - len(names)
+            known = self.dense[:, stop:].float()
+            self.dense = self.dense[:, :stop]
+            self._ious = known[:, names.index(IOU)] if IOU in names else None
+            self._sigmas = known[:, -len(SIGMAS) :] if SIGMAS[0] in names else None
+            return
         if head is None or not isinstance(raw, dict) or getattr(head, "end2end", False):
             return
         raw = raw.get("one2many", raw)
         if isinstance(head, DenseDetect):
             if head.quality == "iou":
-                self._ious = raw["quality"].gather(1, raw["selected"])
+                self._ious = raw["quality"].gather(1, raw["selected"]).float().sigmoid()
             return
         if "iou" in raw:
-            self._ious = raw["iou"][:, 0]
+            self._ious = raw["iou"][:, 0].float().sigmoid()
         if head.reg_max > 1:
             strides: Any = head.strides
             self._distances, self._strides = raw["boxes"], strides.flatten()
             self._scale = sigma_scale(native(model))
+
+    @property
+    def predicted(self) -> Tensor | None:
+        """Predicted IoU of every anchor, (B, A) float32 in [0, 1]; None where it is not known."""
+        return self._ious
 
     def ious(self, image: int, anchors: Tensor) -> Tensor:
         """Return predicted IoUs.
@@ -119,7 +141,7 @@ class Placement:
         """
         if self._ious is None:
             return torch.full(anchors.shape, torch.nan, device=anchors.device)
-        return self._ious[image, anchors].float().sigmoid()
+        return self._ious[image, anchors]
 
     def variances(self, image: int, anchors: Tensor) -> Tensor | None:
         """Return the variance of each side of boxes.
@@ -129,8 +151,11 @@ class Placement:
             anchors: (n,) int64.
 
         Returns:
-            (n, 4) float32: of left, top, right, bottom, in px^2 of the input; None where they are not known.
+            (n, 4) float32: of left, top, right, bottom, in px^2 of the input; None where they are not known. Those of
+            an exported file are calibrated, others are as the head states them: a factor common to all.
         """
+        if self._sigmas is not None:
+            return self._sigmas[image][:, anchors].T.square()
         if self._distances is None or self._strides is None:
             return None
         variances = distance_variances(self._distances[image][:, anchors].T)
@@ -240,6 +265,14 @@ class _Poll:
     def _group(self, labels: Tensor, anchors: Tensor) -> Tensor:
         groups = torch.zeros_like(labels) if self._agnostic else labels
         return groups + self._extra["level"][anchors].long() * self._classes if "level" in self._extra else groups
+
+
+def exported_channels(model: nn.Module) -> tuple[str, ...]:
+    """Return what an exported file says of the channels after its class scores; nothing for other models."""
+    metadata: Any = getattr(model, "metadata", None)
+    named = metadata.get("placement") if isinstance(metadata, dict) else None
+    names = tuple(named.split(",")) if isinstance(named, str) and named else ()
+    return names if names in {(IOU,), SIGMAS, (IOU, *SIGMAS)} else ()
 
 
 def _head(model: nn.Module) -> Detect | None:

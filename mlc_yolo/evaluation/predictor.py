@@ -86,7 +86,7 @@ class MLCPredictor(DetectionPredictor):
         self.placing.check(self.model, augment=bool(self.args.augment))
         placement = Placement(self.model, preds)
         rows, anchors = placed_detections(
-            preds,
+            placement.dense,
             extra_channels(self.model),
             self.placing,
             placement,

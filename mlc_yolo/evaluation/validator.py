@@ -175,12 +175,11 @@ class MLCValidator(DetectionValidator):
 
     def postprocess(self, preds: Any) -> list[dict[str, Tensor]]:
         """Keep what NMS is about to see, then apply it."""
-        dense = preds[0] if isinstance(preds, (list, tuple)) else preds
-        rows = [self._image_entries(image) for image in dense]
-        self._entries.extend(torch.split(torch.cat(rows).cpu(), [len(row) for row in rows]))
         placement = Placement(self._model, preds)
+        rows = [self._image_entries(image) for image in placement.dense]
+        self._entries.extend(torch.split(torch.cat(rows).cpu(), [len(row) for row in rows]))
         images, anchors = placed_detections(
-            dense,
+            placement.dense,
             self._extras,
             self._placing,
             placement,

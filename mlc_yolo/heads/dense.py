@@ -57,12 +57,14 @@ class DenseDetect(Detect):
         rescore: whether inference ranks by the predicted quality too.
         rank_by_iou: whether inference hands the predicted IoU to NMS as a channel of its own (IoU-guided NMS), the
             class scores then being the classes' alone.
+        placement: whether inference appends the predicted IoU to its output, as exported files may have it.
         recipe: how to train it.
         own_assigner: the static assigner the detector was published with.
         pre_nms: pairs kept per level.
     """
 
     rank_by_iou = False
+    placement = False
     level_strides: tuple[int, ...]
     recipe: LossRecipe
     own_assigner: StaticAssigner
@@ -157,7 +159,7 @@ class DenseDetect(Detect):
             selected.append(anchor)
             boxes = self.decode(_rows(raw["boxes"], anchor), priors[anchor])
             columns = [boxes, confidence]
-            for name in self.extra_channels:
+            for name in (*self.extra_channels, *(("iou",) if self.placement else ())):
                 columns.append(
                     _rows(raw["quality"][..., None], anchor).sigmoid()
                     if name == "iou"

@@ -6,12 +6,12 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from detectors.lively import lively_detector
 from nets import enliven
+from own_labels import labelled_by, noise
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
@@ -245,7 +245,7 @@ def test_an_exported_file_votes_without_variances_and_knows_no_more(image: np.nd
     plain, voted = (exported.predict(image, vote=vote, vote_iou=0.3, **chosen)[0].boxes for vote in (False, True))
     assert torch.equal(plain.data[:, 4:], voted.data[:, 4:]) and (plain.xyxy - voted.xyxy).abs().max() > 0.5
     assert plain.iou.isnan().all() and voted.sigma.isnan().all()
-    with pytest.raises(ValueError, match="not exported"):
+    with pytest.raises(ValueError, match="its export with placement=True"):
         exported.predict(image, min_iou=0.5, **chosen)
 
 
@@ -292,34 +292,11 @@ def test_validation_votes_and_chooses_as_prediction_does(opened: Any, iou_aware:
     assert 0 < sum(map(len, validate(min_iou=0.6))) < sum(map(len, plain))
 
 
-def labelled_by(net: MLCYOLO, folder: Path) -> Path:
-    """Return the data YAML of two photographs whose objects lie a few pixels beside a model's own detections."""
-    rng = np.random.default_rng(5)
-    for kind in ("images", "labels"):
-        (folder / "data" / kind).mkdir(parents=True)
-    for i in range(2):
-        photograph = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-        cv2.imwrite(str(folder / "data" / "images" / f"{i}.png"), photograph)
-        boxes = net.predict(photograph, imgsz=SIZE, conf=0.3, iou=0.3, verbose=False)[0].boxes
-        corners = (boxes.xyxy.numpy() + rng.normal(0, 1.5, (len(boxes), 4))).clip(0, SIZE)
-        rows = [
-            f"{int(c)} {(x0 + x1) / 2 / SIZE} {(y0 + y1) / 2 / SIZE} {(x1 - x0) / SIZE} {(y1 - y0) / SIZE}"
-            for c, (x0, y0, x1, y1) in zip(boxes.cls, corners, strict=True)
-            if x1 - x0 > 8 and y1 - y0 > 8
-        ]
-        assert len(rows) > 5
-        (folder / "data" / "labels" / f"{i}.txt").write_text("\n".join(rows))
-    data = folder / "data.yaml"
-    images = (folder / "data" / "images").as_posix()
-    data.write_text(f"train: {images}\nval: {images}\nnames: [square, disc, cross]\n")
-    return data
-
-
 def test_calibration_makes_deviations_honest_here_and_in_the_checkpoint(
     opened: Any, tmp_path: Path, image: np.ndarray
 ) -> None:
     net = opened(yolo())
-    data = labelled_by(net, tmp_path)
+    data = labelled_by(net, tmp_path, noise(SIZE))
     before = net.predict(image, imgsz=SIZE, conf=0.1, verbose=False)[0].boxes
     chosen: dict[str, Any] = {
         "data": data,
