@@ -126,8 +126,8 @@ class Comparison:
 
     def write(self) -> None:
         """Write both tables as CSV."""
-        _write_table(self.folder / RUNS, self.runs)
-        _write_table(self.folder / DIFFERENCES, self.differences)
+        write_table(self.folder / RUNS, self.runs)
+        write_table(self.folder / DIFFERENCES, self.differences)
 
     def to_pandas(self, table: str = "differences") -> Any:
         """Return a table as a pandas DataFrame.
@@ -290,7 +290,7 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else round(float(value), 4)
 
 
-def _write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV in one step; None is nothing."""
     table = io.StringIO(newline="")
     if rows:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlc_yolo.metrics.bootstrap import Difference, difference, draw_images
+from mlc_yolo.metrics.coverage import Coverage, Spread, coverage, spread
 from mlc_yolo.metrics.lanes import mean_over_defined
 from mlc_yolo.metrics.operating_point import OperatingCurve, operating_curve
 from mlc_yolo.metrics.oracles import Fault, Oracles, Repair, Scope, summary
@@ -51,6 +52,8 @@ class Observations:
         without_rescoring: records of the same outputs ranked by the class score alone; None for a head without a
             predicted IoU, or one that ranks so anyway.
         predicted: (n, 2) predicted and actual IoU of boxes that overlap an object; None without a channel.
+        edges: (e, 9) of confident detections that have an object: errors and deviations of left, top, right and bottom,
+            the object's area, in px of the original image; None or e = 0 where the head states no deviations.
     """
 
     records: Records
@@ -58,6 +61,7 @@ class Observations:
     sides: Float64Array
     without_rescoring: Records | None = None
     predicted: Float32Array | None = None
+    edges: Float64Array | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ class Diagnosis:
     def ap(self) -> Difference:
         """AP with its interval, in percent."""
         values = 100 * self._plain["AP"]
-        return difference(values[:1], values[None, 1:])
+        ap = difference(values[:1], values[None, 1:])
+        return replace(ap, low=max(ap.low, 0.0), high=min(ap.high, 100.0))
 
     @cached_property
     def gains(self) -> dict[Repair, Gain]:
@@ -230,6 +235,18 @@ class Diagnosis:
         """The predicted IoU as an estimate of the IoU; None for a head without the channel."""
         seen = self.seen.predicted
         return None if seen is None else reliability(seen[:, 0], seen[:, 1])
+
+    @cached_property
+    def coverage(self) -> Coverage | None:
+        """How many true edges lie within one stated deviation; None where the head states none."""
+        rows = self.seen.edges
+        return None if rows is None or not len(rows) else coverage(rows[:, :4], rows[:, 4:8], rows[:, 8])
+
+    @cached_property
+    def spread(self) -> Spread | None:
+        """Whether a larger deviation means a larger error; None where the head states none."""
+        rows = self.seen.edges
+        return None if rows is None or not len(rows) else spread(rows[:, :4], rows[:, 4:8])
 
     @cached_property
     def curve(self) -> OperatingCurve:

@@ -1,10 +1,11 @@
-"""A diagnosis as text and as files: the table of repairs as CSV, everything as JSON."""
+"""A diagnosis as text and as files: the tables of repairs and of coverage as CSV, everything as JSON."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ from typing import Any
 from mlc_yolo import whole_files
 from mlc_yolo.evaluation.diagnosis import Diagnosis, Gain
 from mlc_yolo.evaluation.verdict import verdict
+from mlc_yolo.metrics.coverage import SIDES, SIZES, Coverage
 from mlc_yolo.metrics.operating_point import OperatingPoint
 from mlc_yolo.metrics.oracles import Repair
 from mlc_yolo.metrics.reliability import Reliability
 
-CSV, JSON = "diagnosis.csv", "diagnosis.json"
+CSV, COVERAGE, JSON = "diagnosis.csv", "coverage.csv", "diagnosis.json"
 COLUMNS = ("repair", "AP", "AP50", "AP75", "gain", "low", "high", "gain50", "gain75")
 
 
@@ -52,6 +54,8 @@ def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
         "spearman": diagnosis.spearman,
         "score_as_iou": _calibration(diagnosis.reliability),
         "predicted_iou": None if diagnosis.predicted_iou is None else _calibration(diagnosis.predicted_iou),
+        "coverage": None if diagnosis.coverage is None else coverage_table(diagnosis.coverage),
+        "sigma_factor": None if diagnosis.coverage is None else diagnosis.coverage.factor,
         "deployed": _point(diagnosis.curve.at(diagnosis.confidence)),
         "best_f1": _point(diagnosis.curve.best_f1()),
         "deployed_without_rescoring": None if plain is None else _point(plain.at(diagnosis.confidence)),
@@ -59,8 +63,15 @@ def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
     }
 
 
+def coverage_table(measured: Coverage) -> list[dict[str, Any]]:
+    """Return the share of true edges within one stated deviation: of all, by side and by the object's size."""
+    parts = [("all", measured.overall)]
+    parts += [*zip(SIDES, measured.by_side.tolist(), strict=True), *zip(SIZES, measured.by_size.tolist(), strict=True)]
+    return [{"part": name, "within_one_sigma": None if math.isnan(value) else value} for name, value in parts]
+
+
 def write(diagnosis: Diagnosis, folder: Path) -> list[Path]:
-    """Write both files, each in one step.
+    """Write the files, each in one step; that of coverage where the head states deviations.
 
     Args:
         diagnosis: what to write.
@@ -69,13 +80,21 @@ def write(diagnosis: Diagnosis, folder: Path) -> list[Path]:
     Returns:
         Their paths.
     """
-    text = io.StringIO()
-    rows = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(table(diagnosis))
-    whole_files.write(folder / CSV, text.getvalue())
+    files = {CSV: _as_csv(COLUMNS, table(diagnosis))}
+    if diagnosis.coverage is not None:
+        files[COVERAGE] = _as_csv(("part", "within_one_sigma"), coverage_table(diagnosis.coverage))
+    for name, text in files.items():
+        whole_files.write(folder / name, text)
     whole_files.write_json(folder / JSON, as_dict(diagnosis), indent=2)
-    return [folder / CSV, folder / JSON]
+    return [folder / name for name in (*files, JSON)]
+
+
+def _as_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _row(gain: Gain) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""A validation that keeps its detections and objects as `Records`."""
+"""A validation that keeps its detections and objects as `Records`.
+
+Of what the model gave before NMS it keeps one row per object, the best-placed candidate: memory does not grow with the
+candidates.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,14 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from ultralytics.utils import ops
 
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE, MLCValidator
 from mlc_yolo.metrics import divergence
+from mlc_yolo.metrics.reach import IOU, best_placed
 from mlc_yolo.metrics.records import Records
 
 Float32Array = NDArray[np.float32]
@@ -21,6 +29,8 @@ class RecordingValidator(MLCValidator):
 
     Attributes:
         records: of the last validation, images in the order of their names; None before it.
+        best: an image each, in the order of validation, (M, 6) what `metrics.reach.best_placed` returns, boxes in
+            pixels of the original image; zeros where outputs before NMS are not to be had.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -29,13 +39,23 @@ class RecordingValidator(MLCValidator):
         self.records: Records | None = None
         self._images: list[str] = []
         self._sizes: list[tuple[int, int]] = []
+        self.best: list[Float32Array] = []
+        self._raw_outputs = True
         for name in ("coco_objects", "coco_detections"):  # gathered where they have a list
             self.metrics.stats.setdefault(name, [])
 
     def init_metrics(self, model: Any) -> None:
         """Prepare a validation."""
         super().init_metrics(model)
-        self._images, self._sizes = [], []
+        self._images, self._sizes, self.best = [], [], []
+        self._raw_outputs = True
+
+    def postprocess(self, preds: Any) -> list[dict[str, Tensor]]:
+        """Note whether these outputs are from before NMS, then go on as a validation does."""
+        dense: Tensor = preds[0] if isinstance(preds, list | tuple) else preds
+        self._raw_outputs = not (self.end2end or dense.shape[-1] == 6)  # the test upstream's NMS applies: final boxes
+        images: list[dict[str, Tensor]] = super().postprocess(preds)
+        return images
 
     def image_order(self) -> list[int]:
         """Return the places of the images validated so far in the order of their names, which is the records'."""
@@ -45,6 +65,13 @@ class RecordingValidator(MLCValidator):
         self._images.append(str(batch["im_file"]))
         height, width = batch["ori_shape"]
         self._sizes.append((int(height), int(width)))
+        gt_boxes, gt_labels = batch["bboxes"].cpu(), batch["cls"].cpu()
+        best = torch.zeros(len(gt_boxes), 6)
+        if self._raw_outputs:  # clipped to the image, as detections are
+            candidates = self._entries[0].clone()
+            candidates[:, :4] = self.to_original(candidates[:, :4], batch)
+            best = best_placed(candidates, self.to_original(gt_boxes, batch), gt_labels)
+        self.best.append(best.numpy().astype(np.float32))
         return super()._process_batch(preds, batch)
 
     def get_stats(self) -> dict[str, Any]:
@@ -68,9 +95,17 @@ class RecordingValidator(MLCValidator):
             labels=labels.astype(np.int64),
             names={int(label): str(name) for label, name in self.names.items()},
             spearman=object_correlations(samples, [len(rows) for rows in objects]),
+            reach=np.concatenate([self.best[i][:, IOU] for i in order]) if self._raw_outputs and order else None,
         )
         metrics: dict[str, Any] = super().get_stats()
         return metrics
+
+    @staticmethod
+    def to_original(boxes: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Return boxes (n, 4) of the network's input in pixels of the original image."""
+        return torch.as_tensor(
+            ops.scale_boxes(batch["imgsz"], boxes.clone(), batch["ori_shape"], ratio_pad=batch["ratio_pad"])
+        )
 
 
 def listed(validator: type[V]) -> tuple[type[V], list[V]]:

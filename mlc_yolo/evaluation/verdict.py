@@ -34,6 +34,8 @@ MISTAKES: dict[Repair, tuple[str, str]] = {
 #: AP that is worth a user's time; where INSIDE cannot reach it, this package's methods cannot help much.
 WORTHWHILE = 1.0
 FEW_IMAGES = 50
+#: Departure from 1 of the factor on deviations that is worth a calibration.
+HONEST = 0.1
 
 
 def verdict(diagnosis: Diagnosis) -> list[str]:
@@ -47,7 +49,7 @@ def verdict(diagnosis: Diagnosis) -> list[str]:
     """
     said = [_costliest(diagnosis), _ranking(diagnosis)]
     said += [sentence for sentence in (_confusion(diagnosis), _small(diagnosis)) if sentence]
-    said += [_deployed(diagnosis), *_limits(diagnosis)]
+    said += [_deployed(diagnosis), *_trust(diagnosis), *_limits(diagnosis)]
     return said
 
 
@@ -123,6 +125,31 @@ def _deployed(diagnosis: Diagnosis) -> str:
             f" Rescoring by the predicted IoU lowers every score: ranked by the class score alone (rescore=False), the "
             f"same threshold gives {_point(other)}."
         )
+    return said
+
+
+def _trust(diagnosis: Diagnosis) -> list[str]:
+    """Say how far what the head knows of its boxes can be believed."""
+    said = []
+    predicted, edges = diagnosis.predicted_iou, diagnosis.coverage
+    if predicted is not None and int(predicted.count.sum()):
+        way = "high" if predicted.bias > 0 else "low"
+        said.append(
+            f"Predicted IoU: {abs(predicted.bias):.2f} too {way} on average, off by {predicted.error:.2f} from bin to "
+            f"bin ({int(predicted.count.sum())} boxes)."
+        )
+    if edges is not None:
+        sentence = (
+            f"Stated deviations of edges: {100 * edges.overall:.0f} % of the edges of {edges.count} detections lie "
+            "within one, 68 % would be honest."
+        )
+        if abs(edges.factor - 1) > HONEST:
+            much = "small" if edges.factor > 1 else "large"
+            sentence += (
+                f" They are too {much}: {edges.factor:.2f} times them would be right here. mlc-yolo val calibrate=True "
+                "stores such a factor, measured on data that the model was not trained on."
+            )
+        said.append(sentence)
     return said
 
 

@@ -6,8 +6,10 @@ deviations are all off by one factor can be put right by that factor: the quanti
 1. A detection is compared with the object of its class that it overlaps most, if their IoU reaches `MATCH_IOU`. Any
    number of detections may be compared with one object.
 2. Each side gives an error, the distance of the two edges.
-3. Coverage is the share of errors that are no larger than the deviation stated: over all, by side and by the object's
+3. *Coverage* is the share of errors that are no larger than the deviation stated: over all, by side and by the object's
    size, small below 32^2 px^2 and large from 96^2 on, as COCO has it.
+4. *Spread* asks whether a larger deviation means a larger error: edges are cut by their deviation into bins of equal
+   count, and the quantile of |error| at 68.27 % of a bin is compared with its mean deviation.
 """
 
 from __future__ import annotations
@@ -83,6 +85,44 @@ def coverage(errors: NDArray[np.floating], sigmas: NDArray[np.floating], areas: 
         np.array([_share(within[:, side]) for side in range(4)]),
         np.array([_share(within[size == group]) for group in range(3)]),
         float(np.quantile(ratios, WITHIN_ONE)) if len(ratios) else float("nan"),
+    )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Stated and actual spread of edges, by S bins of rising stated deviation and equal count.
+
+    Attributes:
+        stated: (S,) mean deviation of the bin, px.
+        actual: (S,) what 68.27 % of the bin's errors do not exceed, px.
+        count: (S,) int64 edges in the bin.
+    """
+
+    stated: Float64Array
+    actual: Float64Array
+    count: NDArray[np.int64]
+
+
+def spread(errors: NDArray[np.floating], sigmas: NDArray[np.floating], *, bins: int = 10) -> Spread:
+    """Compare the deviations stated with the errors made.
+
+    Args:
+        errors: of any shape, px, of either sign.
+        sigmas: of the same shape, px, above 0.
+        bins: S; fewer where there are fewer edges.
+
+    Example:
+        >>> found = spread(np.array([1.0, 1, -6, 6]), np.array([1.0, 3, 4, 6]), bins=2)
+        >>> found.stated.tolist(), found.actual.tolist()
+        ([2.0, 5.0], [1.0, 6.0])
+    """
+    order = np.argsort(sigmas, axis=None, kind="stable")
+    parts = [part for part in np.array_split(order, bins) if len(part)]
+    stated, sizes = sigmas.ravel().astype(np.float64), np.abs(errors.ravel().astype(np.float64))
+    return Spread(
+        np.array([stated[part].mean() for part in parts]),
+        np.array([np.quantile(sizes[part], WITHIN_ONE) for part in parts]),
+        np.array([len(part) for part in parts], dtype=np.int64),
     )
 
 

@@ -36,6 +36,8 @@ class Records:
         names: class name by label.
         spearman: (G,) float32 rank correlation of score and IoU over the object's candidates (see
             `metrics.divergence`), nan where undefined; None where it was not measured.
+        reach: (G,) float32 IoU of the object with its best-placed candidate before NMS (see `metrics.reach`), 0 without
+            one; None where outputs before NMS are not to be had.
         digest: of the options of the run they come from; empty where they come from no such run.
 
     Raises:
@@ -53,6 +55,7 @@ class Records:
     labels: Int64Array
     names: dict[int, str]
     spearman: Float32Array | None = None
+    reach: Float32Array | None = None
     digest: str = ""
 
     def __post_init__(self) -> None:
@@ -65,8 +68,7 @@ class Records:
             "scores": (detections,),
             "labels": (detections,),
         }
-        if self.spearman is not None:
-            expected["spearman"] = (objects,)
+        expected |= {name: (objects,) for name in _OPTIONAL if getattr(self, name) is not None}
         for name, shape in expected.items():
             got = getattr(self, name).shape
             if got != shape:
@@ -84,13 +86,14 @@ class Records:
         self, image: Int64Array, boxes: Float32Array, scores: Float32Array, labels: Int64Array
     ) -> Records:
         """Return records of the same images and objects with other detections; see the attributes."""
-        return replace(self, image=image, boxes=boxes, scores=scores, labels=labels, spearman=None, digest="")
+        return replace(
+            self, image=image, boxes=boxes, scores=scores, labels=labels, spearman=None, reach=None, digest=""
+        )
 
     def save(self, path: Path) -> None:
         """Write a compressed npz. It is there whole or, if the process is killed meanwhile, not at all."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
-        if self.spearman is not None:
-            arrays["spearman"] = self.spearman
+        known = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}
+        arrays = {name: array for name, array in known.items() if array is not None}
         content = io.BytesIO()
         np.savez_compressed(
             content,
@@ -118,12 +121,14 @@ class Records:
                 **{name: read[name] for name in _ARRAYS},
                 images=read["images"].tolist(),
                 names=dict(zip(read["name_labels"].tolist(), read["names"].tolist(), strict=True)),
-                spearman=read.get("spearman"),
+                **{name: read.get(name) for name in _OPTIONAL},
                 digest=str(read["digest"]),
             )
 
 
 _ARRAYS = ("sizes", "gt_image", "gt_boxes", "gt_labels", "image", "boxes", "scores", "labels")
+#: Arrays of objects that records may lack.
+_OPTIONAL = ("spearman", "reach")
 
 
 def saved_digest(path: Path) -> str | None:

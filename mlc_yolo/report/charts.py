@@ -16,6 +16,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
+from mlc_yolo.metrics.coverage import Spread
 from mlc_yolo.metrics.reliability import Reliability
 
 WIDTH, HEIGHT = 320, 240
@@ -24,6 +25,8 @@ LEFT, RIGHT, TOP, BOTTOM = 36, 8, 20, 34
 CELLS, SHADES = 25, 6
 #: Fewest boxes of a score for which the density's median is drawn.
 MIN_BOXES = 10
+#: Least spread that is drawn, px.
+LEAST = 0.01
 
 Array = NDArray[np.floating]
 
@@ -139,11 +142,11 @@ def density_chart(scores: Array, ious: Array, *, description: str) -> Markup:
     return svg(WIDTH, description, parts)
 
 
-def reliability_chart(bins: Reliability, *, colour: int, description: str) -> Markup:
+def reliability_chart(bins: Reliability, *, colour: int, description: str, x_label: str = "score") -> Markup:
     """Draw mean IoU against mean score by bins, the diagonal of honest scores, and how many boxes a bin holds."""
     frame = Frame((0, 1), (0, 1), height=250)
     strip, base = 44, 250 + 50
-    parts = [frame.axes("score", "mean IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
+    parts = [frame.axes(x_label, "mean IoU"), frame.line([0, 1], [0, 1], class_="ideal")]
     for score, iou in zip(bins.score, bins.iou, strict=True):
         if np.isfinite(score):
             parts.append(frame.line([score, score], [score, iou], class_=f"gap s{colour}"))
@@ -177,35 +180,61 @@ def reliability_chart(bins: Reliability, *, colour: int, description: str) -> Ma
     return svg(base + 18, description, parts)
 
 
+def spread_chart(bins: Spread, *, colour: int, description: str) -> Markup:
+    """Draw actual against stated spread of edges in pixels, by bins, and the diagonal of honest deviations.
+
+    Args:
+        bins: with one bin or more; both axes are logarithmic.
+        colour: number of its colour.
+        description: what a reader who does not see the chart should know of it.
+    """
+    values = np.maximum(np.concatenate((bins.stated, bins.actual)), LEAST)
+    ends = float(values.min()) / 1.3, float(values.max()) * 1.3
+    frame = Frame(ends, ends, height=250, logarithmic=True)
+    actual = np.maximum(bins.actual, LEAST)
+    parts = [frame.axes("stated deviation, px", "actual, px"), frame.line(ends, ends, class_="ideal")]
+    for stated, value in zip(bins.stated, actual, strict=True):
+        parts.append(frame.line([stated, stated], [stated, value], class_=f"gap s{colour}"))
+    parts.append(frame.line(bins.stated, actual, class_=f"line s{colour}"))
+    parts += [frame.dot(x, y, class_=f"dot s{colour}") for x, y in zip(bins.stated, actual, strict=True)]
+    return svg(250, description, parts)
+
+
 @dataclass(frozen=True)
 class Frame:
-    """A pair of axes: from data to the drawing's units."""
+    """A pair of axes: from data to the drawing's units. Logarithmic ones take values above 0 alone."""
 
     x: tuple[float, float]
     y: tuple[float, float]
     height: int = HEIGHT
     left: int = LEFT
+    logarithmic: bool = False
 
     def to_x(self, value: float) -> float:
         """Return x in units of the drawing."""
-        low, high = self.x
-        return self.left + (value - low) / (high - low) * (WIDTH - self.left - RIGHT)
+        return self.left + self._share(value, *self.x) * (WIDTH - self.left - RIGHT)
 
     def to_y(self, value: float) -> float:
         """Return y in units of the drawing, downwards."""
-        low, high = self.y
-        return self.height - BOTTOM - (value - low) / (high - low) * (self.height - TOP - BOTTOM)
+        return self.height - BOTTOM - self._share(value, *self.y) * (self.height - TOP - BOTTOM)
+
+    def _share(self, value: float, low: float, high: float) -> float:
+        """Return how far a value is on the way from low to high, in [0, 1] between them."""
+        if self.logarithmic:
+            value, low, high = math.log(value), math.log(low), math.log(high)
+        return (value - low) / (high - low)
 
     def axes(self, x_label: str, y_label: str) -> Markup:
         """Return grid, ticks and labels; an axis without a label has none."""
         parts = []
         floor = self.height - BOTTOM
-        for tick in _ticks(*self.x):
+        ticks = _logarithmic_ticks if self.logarithmic else _ticks
+        for tick in ticks(*self.x):
             at = short(self.to_x(tick))
             parts.append(tag("line", x1=at, x2=at, y1=TOP, y2=floor, class_="grid"))
             parts.append(tag("text", _tick_text(tick), x=at, y=floor + 14, class_="tick middle"))
         if y_label:
-            for tick in _ticks(*self.y):
+            for tick in ticks(*self.y):
                 at = short(self.to_y(tick))
                 parts.append(tag("line", x1=self.left, x2=WIDTH - RIGHT, y1=at, y2=at, class_="grid"))
                 parts.append(
@@ -263,6 +292,13 @@ def _ticks(low: float, high: float) -> list[float]:
     power = 10 ** math.floor(math.log10(rough))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
     return [round(i * step, 10) for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _logarithmic_ticks(low: float, high: float) -> list[float]:
+    """Return 1, 2 and 5 times the powers of ten from low to high; both are above 0."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in (1, 2, 5)]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _tick_text(value: float) -> str:

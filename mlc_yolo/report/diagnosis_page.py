@@ -8,10 +8,11 @@ from typing import Any
 
 from mlc_yolo import whole_files
 from mlc_yolo.evaluation.diagnosis import MISTAKES, Diagnosis, Gain
+from mlc_yolo.evaluation.diagnosis_files import coverage_table
 from mlc_yolo.evaluation.verdict import verdict
 from mlc_yolo.metrics.operating_point import OperatingPoint
 from mlc_yolo.metrics.oracles import Repair
-from mlc_yolo.report.charts import reliability_chart
+from mlc_yolo.report.charts import reliability_chart, spread_chart
 from mlc_yolo.report.examples import misplaced, misranked
 from mlc_yolo.report.ladder import Rung, ladder_chart
 from mlc_yolo.report.template import fill
@@ -76,6 +77,7 @@ def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -
         ],
         points=_points(diagnosis),
         reliability=_reliability(diagnosis),
+        edges=_edges(diagnosis),
         confidence=f"{diagnosis.confidence:g}",
     )
 
@@ -147,15 +149,36 @@ def _point(point: OperatingPoint) -> list[str]:
 
 
 def _reliability(diagnosis: Diagnosis) -> list[dict[str, Any]]:
-    drawn = [("The score", diagnosis.reliability, 1)]
+    drawn = [("The score", "score", diagnosis.reliability, 1)]
     if diagnosis.predicted_iou is not None:
-        drawn.append(("The predicted IoU", diagnosis.predicted_iou, 3))
+        drawn.append(("The predicted IoU", "predicted IoU", diagnosis.predicted_iou, 3))
     charts = []
-    for name, values, colour in drawn:
+    for name, label, values, colour in drawn:
         if int(values.count.sum()):
             said = f"{name}: calibration error {values.error:.3f}, bias {values.bias:+.3f}"
-            charts.append({"svg": reliability_chart(values, colour=colour, description=said), "caption": said})
+            svg = reliability_chart(values, colour=colour, description=said, x_label=label)
+            charts.append({"svg": svg, "caption": said})
     return charts
+
+
+def _edges(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return how honest the deviations of edges are; None where the head states none."""
+    measured, bins = diagnosis.coverage, diagnosis.spread
+    if measured is None or bins is None:
+        return None
+    stated, actual = (f"{values[0]:.1f} to {values[-1]:.1f} px" for values in (bins.stated, bins.actual))
+    said = f"The edges: stated deviations of {stated}, actual ones of {actual}"
+    rows = coverage_table(measured)
+    return {
+        "chart": {"svg": spread_chart(bins, colour=3, description=said), "caption": said},
+        "rows": [{"name": row["part"], "cells": [_share(row["within_one_sigma"])]} for row in rows],
+        "count": f"{measured.count:,}",
+        "factor": f"{measured.factor:.2f}",
+    }
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.0f} %"
 
 
 def _number(value: float, digits: int = 1) -> str:

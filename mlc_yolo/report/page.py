@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from mlc_yolo import whole_files
-from mlc_yolo.compare.results import Comparison
+from mlc_yolo.compare.results import Comparison, write_table
 from mlc_yolo.metrics.divergence import SCORE_THRESHOLD
 from mlc_yolo.metrics.reliability import BINS
 from mlc_yolo.report import sections
-from mlc_yolo.report.gaps import gap_tables
+from mlc_yolo.report.gaps import gap_rows, gap_tables
 from mlc_yolo.report.gather import DataSet, gather
 from mlc_yolo.report.template import fill
 
+GAPS = "gaps.csv"
 METHOD = (
     "An interval accounts for two kinds of chance. Other images might have been judged: images are drawn with "
     "replacement 1,000 times, the same draws for every run, and AP is computed anew from each draw. Other seeds might "
@@ -26,7 +27,7 @@ METHOD = (
 
 
 def write_report(comparison: Comparison, path: str | Path) -> Path:
-    """Write the report of a comparison.
+    """Write the report of a comparison, and beside it, as `gaps.csv`, what each mistake costs each variant.
 
     Args:
         comparison: a `Comparison`; runs that have not finished are left out.
@@ -35,26 +36,33 @@ def write_report(comparison: Comparison, path: str | Path) -> Path:
     Returns:
         The path.
     """
-    path = Path(path)
-    whole_files.write(path, render(comparison))
+    path, sets = Path(path), gather(comparison)
+    gaps = [gap_rows(data) for data in sets]
+    write_table(path.with_name(GAPS), [row for rows in gaps for row in rows])
+    whole_files.write(path, render(comparison, sets, gaps))
     return path
 
 
-def render(comparison: Comparison) -> str:
-    """Return the page as HTML."""
-    sets = gather(comparison)
+def render(comparison: Comparison, sets: list[DataSet], gaps: list[list[dict[str, Any]]]) -> str:
+    """Return the page as HTML.
+
+    Args:
+        comparison: what it is of.
+        sets: what `gather` gives of it.
+        gaps: what `gap_rows` gives of each of them.
+    """
     return fill(
         "page.html",
         title=f"Comparison {comparison.folder.name}",
         facts=sections.facts(comparison, sets),
-        sets=[_context(data) for data in sets],
+        sets=[_context(data, rows) for data, rows in zip(sets, gaps, strict=True)],
         method=METHOD,
         threshold=SCORE_THRESHOLD,
         bins=BINS,
     )
 
 
-def _context(data: DataSet) -> dict[str, Any]:
+def _context(data: DataSet, gaps: list[dict[str, Any]]) -> dict[str, Any]:
     """Return what the template fills in for one data set."""
     density, reliable = sections.score_charts(data)
     return {
@@ -70,6 +78,6 @@ def _context(data: DataSet) -> dict[str, Any]:
         "objects": f"{len(data.baseline.records[0].gt_labels):,}",
         "images": f"{len(data.baseline.records[0].images):,}",
         "kinds": sections.error_rows(data),
-        "gaps": gap_tables(data),
+        "gaps": gap_tables(data, gaps),
         "differing": sections.differing_images(data),
     }

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from detectors.lively import image, lively_detector
+from own_labels import labelled_by, noise
 from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo import MLCYOLO
@@ -17,6 +20,7 @@ from mlc_yolo.evaluation.diagnose import diagnose
 from mlc_yolo.evaluation.diagnosing import DiagnosingValidator
 from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.recording import record
+from mlc_yolo.evaluation.verdict import verdict
 from mlc_yolo.metrics.divergence import SCORE_THRESHOLD
 from mlc_yolo.metrics.oracles import Repair
 from mlc_yolo.metrics.reach import IOU
@@ -39,6 +43,13 @@ def checkpoint(iou_aware: Callable[..., DetectionModel], tmp_path: Path) -> Call
         return path
 
     return make
+
+
+def _opened(model: Any, folder: Path) -> MLCYOLO:
+    model.names, model.args = NAMES, {"task": "detect", "imgsz": 96}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"model": model, "train_args": {}}, folder / "ported.pt")
+    return MLCYOLO(folder / "ported.pt")
 
 
 def _run(model: MLCYOLO, data: Path, run_dir: Path, **changes: Any) -> Diagnosis:
@@ -80,15 +91,61 @@ def test_without_rescoring_is_what_a_validation_with_rescore_false_sees(
     np.testing.assert_array_equal(asked.scores, expected.scores)
 
 
-def test_ported_detectors_and_stock_heads_are_diagnosed_without_a_channel(tiny_data: Path, run_dir: Path) -> None:
-    for name in ("fcos-r18-fpn.yaml", "yolov8n.yaml"):
-        torch.manual_seed(0)
-        model = MLCYOLO(name)
-        model.model.names = {**model.model.names, **NAMES}
-        diagnosis = _run(model, tiny_data, run_dir, imgsz=64)
+def test_heads_without_a_predicted_iou_are_diagnosed_without_it(tiny_data: Path, run_dir: Path) -> None:
+    stock = MLCYOLO("yolov8n.yaml")
+    stock.model.names = {**stock.model.names, **NAMES}
+    centred = lively_detector("fcos", quality="centerness", width=64, nc=3)
+    for model in (stock, centred):
+        opened = model if model is stock else _opened(centred, run_dir)
+        diagnosis = _run(opened, tiny_data, run_dir, imgsz=64)
         assert diagnosis.seen.predicted is None
         assert diagnosis.curve_without_rescoring is None
         assert Repair.INSIDE in diagnosis.gains
+        assert not any(sentence.startswith("Predicted IoU") for sentence in verdict(diagnosis))
+
+
+@pytest.mark.parametrize("kind", ["fcos", "retinanet"])
+def test_a_ported_detectors_predicted_iou_is_judged_box_by_box(kind: str, run_dir: Path, tmp_path: Path) -> None:
+    path = _opened(lively_detector(kind, quality="iou", width=64, nc=3), run_dir).ckpt_path
+    for kind_of_file in ("images", "labels"):
+        (tmp_path / "data" / kind_of_file).mkdir(parents=True)
+    for i, blobs in enumerate((255 * image(96, 96, 2)).byte().permute(0, 2, 3, 1).numpy()):
+        cv2.imwrite(str(tmp_path / "data" / "images" / f"{i}.png"), blobs)
+        (tmp_path / "data" / "labels" / f"{i}.txt").write_text("0 0.3 0.3 0.4 0.4\n1 0.7 0.6 0.5 0.3\n")
+    images, data = tmp_path / "data" / "images", tmp_path / "data.yaml"
+    data.write_text(f"train: {images.as_posix()}\nval: {images.as_posix()}\nnames: [square, disc, cross]\n")
+    diagnosis = _run(MLCYOLO(path), data, run_dir, rect=False)
+    assert diagnosis.seen.predicted is not None and diagnosis.predicted_iou is not None
+    predicted, actual = diagnosis.seen.predicted.T
+    assert len(actual) > 20 and predicted.std() > 0.05 and actual.std() > 0.05
+    chosen: dict[str, Any] = {"imgsz": 96, "rect": False, "conf": 0.04, "iou": 1.0, "max_det": 3000, "verbose": False}
+    results = MLCYOLO(path).predict(str(images), **chosen)
+    known = np.concatenate([result.boxes.iou.numpy() for result in results])
+    assert (np.abs(predicted[:, None] - known).min(1) < 1e-4).all(), "each is what some box of these images predicts"
+    assert diagnosis.curve_without_rescoring is None, "its candidates were chosen by the product"
+
+
+def test_deviations_of_edges_are_judged_as_a_validation_judges_them(
+    checkpoint: Callable[[str], Path], run_dir: Path, tmp_path: Path
+) -> None:
+    path = checkpoint("yolov8n")
+    data = labelled_by(MLCYOLO(path), tmp_path, noise(96))
+    validated = MLCYOLO(path).val(data=str(data), project=str(run_dir), plots=False, rect=False, **SETTINGS).coverage
+    diagnosis = _run(MLCYOLO(path), data, run_dir, rect=False)
+    measured = diagnosis.coverage
+    assert measured is not None and measured.count == validated.count > 10
+    assert (measured.overall, measured.factor) == (validated.overall, validated.factor)
+    np.testing.assert_array_equal(measured.by_side, validated.by_side)
+    held = json.loads((diagnosis.folder / "diagnosis.json").read_text())
+    parts = ["all", "left", "top", "right", "bottom", "small", "medium", "large"]
+    assert [row["part"] for row in held["coverage"]] == parts
+    assert held["coverage"][0]["within_one_sigma"] == measured.overall and held["sigma_factor"] == measured.factor
+    lines = (diagnosis.folder / "coverage.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["part", *parts]
+    said = next(sentence for sentence in verdict(diagnosis) if sentence.startswith("Stated deviations"))
+    assert f"{100 * measured.overall:.0f} % of the edges of {measured.count} detections" in said
+    assert ("calibrate=True" in said) == (abs(measured.factor - 1) > 0.1)
+    assert any(sentence.startswith("Predicted IoU: ") for sentence in verdict(diagnosis))
 
 
 def test_the_files_hold_the_diagnosis_and_no_bare_nan(
@@ -164,7 +221,7 @@ def test_memory_does_not_grow_with_candidates(
     after = DiagnosingValidator.get_stats
 
     def counted(self: DiagnosingValidator) -> dict[str, Any]:
-        kept.extend(len(queue) for queue in (self._candidates, self._predicted, self._plain))
+        kept.extend(len(queue) for queue in (self._entries, self._predicted, self._plain))
         return after(self)
 
     monkeypatch.setattr(DiagnosingValidator, "get_stats", counted)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlc_yolo.metrics.coverage import WITHIN_ONE, coverage, edge_errors
+from mlc_yolo.metrics.coverage import WITHIN_ONE, coverage, edge_errors, spread
 
 
 def test_errors_drawn_as_stated_are_covered_and_need_no_factor() -> None:
@@ -17,6 +17,17 @@ def test_errors_drawn_as_stated_are_covered_and_need_no_factor() -> None:
     shares = [found.overall, *found.by_side, *found.by_size]
     assert found.count == 20_000 and shares == [pytest.approx(WITHIN_ONE, abs=0.02)] * 8
     assert found.factor == pytest.approx(1, abs=0.02)
+
+
+def test_the_spread_of_errors_drawn_as_stated_is_the_stated_one_in_every_bin() -> None:
+    rng = np.random.default_rng(2)
+    sigmas = rng.uniform(0.5, 20, (20_000, 4))
+    found = spread(rng.normal(0, 3 * sigmas), sigmas)
+    assert found.count.tolist() == [8000] * 10 and (np.diff(found.stated) > 0).all()
+    np.testing.assert_allclose(found.actual / found.stated, 3, rtol=0.1)
+    alike = spread(rng.normal(0, 5, (20_000, 4)), sigmas)  # a head that knows nothing of single edges
+    np.testing.assert_allclose(alike.actual, 5, rtol=0.1)
+    assert len(spread(np.ones(3), np.ones(3)).count) == 3 and len(spread(np.ones(0), np.ones(0)).count) == 0
 
 
 @pytest.mark.parametrize("off", [0.2, 1.0, 3.0])

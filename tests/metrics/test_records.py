@@ -26,11 +26,17 @@ def test_what_is_saved_is_loaded(tmp_path: Path, images: int) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["records.npz"]
 
 
-def test_correlations_are_optional_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["spearman", "reach"])
+def test_correlations_and_reach_are_optional_kept_and_of_these_detections_alone(name: str, tmp_path: Path) -> None:
     records = made_records()
-    rho = np.linspace(-1, 1, len(records.gt_image)).astype(np.float32)
-    replace(records, spearman=rho).save(tmp_path / "r.npz")
-    assert np.array_equal(Records.load(tmp_path / "r.npz").spearman, rho)
+    values = np.linspace(0, 1, len(records.gt_image)).astype(np.float32)
+    replace(records, **{name: values}).save(tmp_path / "r.npz")
+    loaded = Records.load(tmp_path / "r.npz")
+    assert np.array_equal(getattr(loaded, name), values)
+    other = loaded.with_detections(records.image, records.boxes, records.scores, records.labels)
+    assert getattr(other, name) is None
+    with pytest.raises(ValueError, match=rf"^{name} is .*expected"):
+        replace(records, **{name: values[:-1]})
 
 
 def test_saving_again_replaces_the_file(tmp_path: Path) -> None:

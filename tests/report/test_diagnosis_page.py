@@ -12,8 +12,10 @@ import pytest
 from made_records import made_records
 
 from mlc_yolo.evaluation.diagnosis import Diagnosis, Observations
+from mlc_yolo.metrics.coverage import SIDES, SIZES
 from mlc_yolo.metrics.oracles import Repair
 from mlc_yolo.report import write_diagnosis
+from mlc_yolo.report.charts import Frame
 from mlc_yolo.report.diagnosis_page import render_diagnosis
 from mlc_yolo.report.examples import misplaced, misranked
 
@@ -32,7 +34,10 @@ def diagnosis(tmp_path: Path) -> Diagnosis:
     sides = np.sqrt(np.prod(records.gt_boxes[:, 2:] - records.gt_boxes[:, :2], axis=1)).astype(float)
     pairs = np.random.default_rng(0).random((50, 2)).astype(np.float32)
     plain = replace(records, scores=np.sqrt(records.scores), spearman=None)
-    return Diagnosis(Observations(records, best, sides, without_rescoring=plain, predicted=pairs))
+    rng = np.random.default_rng(1)
+    sigmas = rng.uniform(1, 20, (80, 4))
+    edges = np.concatenate((rng.normal(0, 2 * sigmas), sigmas, rng.uniform(100, 20_000, (80, 1))), 1)
+    return Diagnosis(Observations(records, best, sides, without_rescoring=plain, predicted=pairs, edges=edges))
 
 
 def test_the_page_shows_every_repair_and_the_verdict_first(diagnosis: Diagnosis) -> None:
@@ -42,6 +47,27 @@ def test_the_page_shows_every_repair_and_the_verdict_first(diagnosis: Diagnosis)
         assert f">{repair.value}" in page
     assert "rescore=False" in page
     assert "The predicted IoU" in page
+
+
+def test_the_page_says_how_far_deviations_and_predicted_ious_can_be_believed(diagnosis: Diagnosis) -> None:
+    page = render_diagnosis(diagnosis)
+    section = page[page.index('id="edges"') : page.index("</main>")]
+    assert diagnosis.coverage is not None and diagnosis.spread is not None
+    assert re.findall(r'<th scope="row">(\w+)', section) == ["all", *SIDES, *SIZES]
+    shares = [int(share) for share in re.findall(r">(\d+) %</td>", section)]
+    assert shares[0] == round(100 * diagnosis.coverage.overall) < 50
+    assert f"times {diagnosis.coverage.factor:.2f} would be honest" in section
+    assert section.count("<circle") == len(diagnosis.spread.count) == 10
+    assert ">predicted IoU</text>" in page and ">stated deviation, px</text>" in section
+    without = Diagnosis(replace(diagnosis.seen, edges=None))
+    assert 'id="edges"' not in render_diagnosis(without)
+
+
+def test_logarithmic_axes_have_round_ticks_at_their_places() -> None:
+    frame = Frame((0.5, 50), (0.5, 50), logarithmic=True)
+    assert frame.to_x(5) - frame.to_x(0.5) == pytest.approx(frame.to_x(50) - frame.to_x(5))
+    axes = str(frame.axes("x", "y"))
+    assert re.findall(r">([\d.]+)</text>", axes)[:7] == ["0.5", "1", "2", "5", "10", "20", "50"]
 
 
 def test_names_are_escaped_and_nothing_is_loaded(diagnosis: Diagnosis) -> None:

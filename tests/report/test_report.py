@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mlc_yolo.metrics.oracles import Oracles, Repair
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.reliability import best_ious, reliability
 from mlc_yolo.report import charts, differing, sections, write_report
-from mlc_yolo.report.gaps import gap_tables
+from mlc_yolo.report.gaps import gap_rows, gap_tables
 from mlc_yolo.report.gather import gather, read_curves
 from mlc_yolo.report.page import render
 from mlc_yolo.report.photographs import photograph_of
@@ -72,6 +73,7 @@ def made_up(images: list[str], *, noise: float, seed: int, names: dict[int, str]
         labels=np.where(wrong, 1 - labels.repeat(2), labels.repeat(2)),
         names=names,
         spearman=rng.uniform(-1, 1, len(objects)).astype(np.float32),
+        reach=np.full(len(objects), 0.97, dtype=np.float32),
         digest=digest,
     )
 
@@ -154,6 +156,11 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
 # ---- what the page says
 
 
+def page_of(comparison: Comparison) -> str:
+    sets = gather(comparison)
+    return render(comparison, sets, [gap_rows(data) for data in sets])
+
+
 def text_of(html: str) -> str:
     """The page's words, without its style and script."""
     body = re.sub(r"<(style|script)>.*?</\1>", "", html, flags=re.DOTALL)
@@ -171,7 +178,7 @@ def test_the_verdict_comes_first_and_says_what_the_comparison_found(comparison: 
 
 def test_a_verdict_without_a_difference_says_so(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     found = comparison_of(tmp_path / "same", tiny_data, images=images, assigner=["tal", "atss"])
-    text = text_of(render(found))
+    text = text_of(page_of(found))
     assert re.search(r"assigner=atss: AP \S+ \(−\S+ to \+\S+\): no difference shown\. No other metric", text)
 
 
@@ -190,7 +197,7 @@ def test_one_seed_is_no_verdict_on_the_options_in_the_csv_the_console_and_the_pa
     assert re.search(rf"AP  .*\]  +{verdict}\n", console)
     assert "no verdict on the options. Add seeds to the command (seed=0,1,2)" in console
     assert max(map(len, console.splitlines()[:12])) <= 110
-    html = render(compared)
+    html = page_of(compared)
     assert re.search(
         rf"assigner={variant}: AP \S+ \(\S+ to \S+\): {verdict}\. {re.escape(sections.ONE_SEED)}", text_of(html)
     )
@@ -200,7 +207,7 @@ def test_one_seed_is_no_verdict_on_the_options_in_the_csv_the_console_and_the_pa
 
 def test_a_verdict_of_three_seeds_is_on_the_options(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     compared = comparison_of(tmp_path / "three", tiny_data, images=images, seed=[0, 1, 2])
-    html = render(compared)
+    html = page_of(compared)
     assert '<li class="better">' in html and 'class="number shown"' in html
     assert re.search(r"assigner=mlc: AP \S+ \(\S+ to \S+\): higher\. Also shown: ", text_of(html))
     assert "One seed" not in text_of(html)
@@ -255,7 +262,7 @@ def test_several_data_sets_each_have_their_sections(tmp_path: Path, tiny_data: P
     other = tmp_path / "other.yaml"
     other.write_text(tiny_data.read_text())
     found = comparison_of(tmp_path / "two", [tiny_data, other], images=images)
-    html = render(found)
+    html = page_of(found)
     names = [data.name for data in gather(found)]
     assert len(set(names)) == 2
     for name in names:
@@ -268,7 +275,7 @@ def test_an_unfinished_comparison_is_reported_as_far_as_it_got(
     finished: set[str], tmp_path: Path, tiny_data: Path, images: list[str]
 ) -> None:
     found = comparison_of(tmp_path / "begun", tiny_data, images=images, finished=finished)
-    text = text_of(render(found))
+    text = text_of(page_of(found))
     baseline = "assigner=tal,seed=0" in finished
     assert ("Nothing to compare yet: only assigner=tal" if baseline else "Nothing to show yet") in text
     assert ("The numbers" in text) == baseline
@@ -276,7 +283,7 @@ def test_an_unfinished_comparison_is_reported_as_far_as_it_got(
 
 def test_a_comparison_of_seeds_alone_is_reported(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     found = comparison_of(tmp_path / "seeds", tiny_data, images=images, assigner="mlc")
-    assert "Nothing to compare yet: only every run has finished" in text_of(render(found))
+    assert "Nothing to compare yet: only every run has finished" in text_of(page_of(found))
 
 
 def _mean_of_bands(uri: str) -> list[float]:
@@ -307,10 +314,10 @@ def test_a_photograph_of_colours_keeps_them_with_and_without_alpha(alpha: list[i
 
 def test_images_that_are_gone_are_passed_over(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     gone = [*images[:6], *(f"/nowhere/{i}.png" for i in range(6))]
-    html = render(comparison_of(tmp_path / "gone", tiny_data, images=gone))
+    html = page_of(comparison_of(tmp_path / "gone", tiny_data, images=gone))
     assert "photo-" in html
     assert "nowhere" not in html
-    assert "No image that could be read" in render(
+    assert "No image that could be read" in page_of(
         comparison_of(tmp_path / "all", tiny_data, images=[f"/nowhere/{i}.png" for i in range(12)])
     )
 
@@ -320,7 +327,7 @@ def test_writing_replaces_the_page_in_one_step(comparison: Comparison, tmp_path:
     path.write_text("old")
     assert write_report(comparison, path) == path
     assert path.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "gaps.csv", path]
 
 
 # ---- what it must never become
@@ -423,13 +430,13 @@ def test_a_change_that_places_boxes_better_narrows_that_gap_and_the_table_says_s
 ) -> None:
     compared = comparison_of(tmp_path / "gaps", tiny_data, images=images, seed=[0, 1, 2])
     (data,) = gather(compared)
-    (table,) = gap_tables(data)
+    (table,) = gap_tables(data, gap_rows(data))
     rows = {row["name"]: row["cells"] for row in table["rows"]}
-    assert list(rows) == [repair.value for repair in Repair if repair is not Repair.INSIDE]
-    for repair in (Repair.PLACE, Repair.DUPLICATES):
+    assert list(rows) == [repair.value for repair in Repair]
+    for repair in (Repair.INSIDE, Repair.PLACE, Repair.DUPLICATES):
         means = []
         for variant in data.variants:
-            judged = [Oracles(records) for records in variant.records]
+            judged = [Oracles(records, reach=records.reach) for records in variant.records]
             gains = [oracles((repair,))["AP"] - oracles()["AP"] for oracles in judged]
             means.append(100 * float(np.mean(gains)))
         baseline, variant, difference = (cell["value"] for cell in rows[repair.value])
@@ -437,16 +444,36 @@ def test_a_change_that_places_boxes_better_narrows_that_gap_and_the_table_says_s
         assert difference == pytest.approx(means[1] - means[0])
     placed = rows["place"][2]
     assert placed["shown"] and placed["value"] < -10
-    text = text_of(render(compared))
+    assert rows[Repair.INSIDE.value][0]["value"] > 5
+    write_report(compared, tmp_path / "page" / "report.html")
+    lines = (tmp_path / "page" / "gaps.csv").read_text().splitlines()
+    assert lines[0].startswith("data,variant,baseline,mistake,seeds,baseline_gap,gap,difference,low,high")
+    inside = next(line for line in lines if ",rank inside objects," in line).split(",")
+    assert [float(inside[5]), float(inside[6])] == pytest.approx([c["value"] for c in rows["rank inside objects"][:2]])
+    text = text_of(page_of(compared))
     assert re.search(rf"What did the change do.*place .*{re.escape(placed['small'])}", text)
     assert "speak of these two sets of weights only" not in text
 
 
 def test_gaps_of_one_seed_are_not_bold_and_say_so(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     compared = comparison_of(tmp_path / "gap", tiny_data, images=images, seed=0)
-    (table,) = gap_tables(gather(compared)[0])
+    (data,) = gather(compared)
+    (table,) = gap_tables(data, gap_rows(data))
     assert not any(row["cells"][2]["shown"] for row in table["rows"])
-    assert "One seed: these differences speak of these two sets of weights only." in text_of(render(compared))
+    assert "One seed: these differences speak of these two sets of weights only." in text_of(page_of(compared))
+
+
+def test_a_gap_is_not_known_of_records_from_before_it_was_kept(
+    tmp_path: Path, tiny_data: Path, images: list[str]
+) -> None:
+    compared = comparison_of(tmp_path / "older", tiny_data, images=images, seed=0)
+    for cell in compared.finished:
+        path = tmp_path / "older" / cell.name / RECORDS
+        replace(Records.load(path), reach=None).save(path)
+    (data,) = gather(compared)
+    rows = {row["mistake"]: row for row in gap_rows(data)}
+    assert rows[Repair.INSIDE.value]["gap"] is None and rows[Repair.PLACE.value]["gap"] > 0
+    assert "rank inside objects every object keeps" in text_of(page_of(compared))
 
 
 # ---- in a browser
