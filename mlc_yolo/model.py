@@ -288,9 +288,19 @@ class MLCYOLO(OpenedYOLO):
             self.model, self.callbacks = plain, callbacks
 
     def benchmark(self, data: str | None = None, format: str = "", verbose: bool | float = False, **kwargs: Any) -> Any:
-        """Benchmark export formats as upstream does; `data` left out means the demo set."""
-        stock = self._prepared(kwargs).stock
-        return super().benchmark(data=resolve_for_upstream(data), format=format, verbose=verbose, **stock)
+        """Benchmark export formats as upstream does; `data` left out means the demo set.
+
+        Raises:
+            ValueError: an option of ours that changes how a file is judged: upstream judges exported files itself.
+        """
+        arguments, usual = self._prepared(kwargs), options.defaults()
+        for name in sorted(arguments.explicit - {"rescore", "trust"}):
+            if arguments.ours[name] != usual[name]:
+                raise ValueError(
+                    f"{name}={arguments.ours[name]} does not go with benchmark, which judges every file by "
+                    f"Ultralytics' own validation. Leave it out, and judge a file by mlc-yolo val model=FILE {name}=..."
+                )
+        return super().benchmark(data=resolve_for_upstream(data), format=format, verbose=verbose, **arguments.stock)
 
     def track(self, source: Any = None, stream: bool = False, persist: bool = False, **kwargs: Any) -> Any:
         """Track as upstream does, after checking a checkpoint that the tracker's YAML names."""

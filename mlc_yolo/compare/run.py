@@ -26,6 +26,8 @@ from mlc_yolo.locks import lock
 _NEWS = 30.0  # s between lines about runs that go on
 _TAIL = 12  # lines of a failed run's log that are shown
 _LATENCY_IMAGES = 8
+#: Options of a training that change how long a prediction takes, and that its weights do not hold.
+_AFTER_NMS = ("vote", "vote_iou", "vote_sigma", "min_iou", "sort")
 
 
 def compare(
@@ -202,7 +204,11 @@ def _measure_latency(grid: Grid, folder: Path, run: Any, *, written: Collection[
         if len(cells) < 2:
             continue
         models = {
-            variant: {"model": str(folder / cell.name / LAST), "imgsz": cell.options.get("imgsz") or 640}
+            variant: {
+                "model": str(folder / cell.name / LAST),
+                "imgsz": cell.options.get("imgsz") or 640,
+                **{name: cell.options[name] for name in _AFTER_NMS if name in cell.options},
+            }
             for variant, cell in sorted(cells.items())
         }
         images = comparison.records(next(iter(cells.values())).name).images[:_LATENCY_IMAGES]

@@ -22,6 +22,9 @@ import pytest
 import torch
 import yaml
 from made_records import made_records
+from nets import enliven
+from own_labels import labelled_by, noise
+from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo.compare import Comparison, compare, latency, rehearsal, split_values
 from mlc_yolo.compare import grid as grid_module
@@ -33,9 +36,11 @@ from mlc_yolo.compare.latency import measure
 from mlc_yolo.compare.rehearsal import refusals
 from mlc_yolo.evaluation.recording import RecordingValidator, record
 from mlc_yolo.metrics.coco import coco_evaluate
+from mlc_yolo.metrics.oracles import Oracles, Repair
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.weighted_ap import WeightedAP
 from mlc_yolo.model import MLCYOLO
+from mlc_yolo.report import write_report
 
 #: A training of seconds.
 TINY: dict[str, Any] = {
@@ -160,8 +165,8 @@ def test_weights_without_the_options_that_made_them_are_not_gone_on_from(finishe
 def test_a_latency_that_was_measured_is_not_measured_again(
     finished: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = finished(assigner=["tal", "mlc"])
-    grid = _grid(assigner=["tal", "mlc"])
+    folder = finished(assigner=["tal", "mlc"], vote=True)
+    grid = _grid(assigner=["tal", "mlc"], vote=True)
     cv2.imwrite(str(tmp_path / "image.png"), np.zeros((32, 32, 3), np.uint8))
     monkeypatch.setattr(latency, "WARM_UP", 0)
     monkeypatch.setattr(latency, "ROUNDS", 1)
@@ -174,6 +179,7 @@ def test_a_latency_that_was_measured_is_not_measured_again(
             path = Path(task.arguments[0])
             asked = yaml.safe_load(path.read_text())
             models = {name: {**asked["models"][name], "model": weights, "imgsz": 32} for name in asked["models"]}
+            assert all(model["vote"] is True for model in models.values()), "it is timed as it was judged"
             before = {name: dict(model) for name, model in models.items()}
             measured = measure(models, [str(tmp_path / "image.png")], "cpu", asked["trusted"])
             assert models == before  # what is written back is what was asked for
@@ -695,6 +701,38 @@ def test_a_run_that_fails_is_told_with_the_end_of_its_log_and_the_others_go_on(
     assert sorted(found.failed) == [f"assigner={name},warmup_iters=99,seed=0" for name in ("fcos", "tal")]
     assert "warmup_iters=99 must end before the run" in next(iter(found.failed.values()))
     assert len(found.runs) == 2 and len(found.differences) == 10
+
+
+@pytest.mark.slow
+def test_voting_is_a_variant_like_any_other_and_its_gaps_are_told(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "refusals", lambda trainings: {})  # other tests rehearse, and time
+    monkeypatch.setattr(module, "_measure_latency", lambda *given, **written: None)
+    torch.manual_seed(0)
+    net = DetectionModel("yolov8n.yaml", nc=3, verbose=False)
+    enliven(net, torch.rand(2, 3, 64, 64))
+    net.names, net.args = {0: "square", 1: "disc", 2: "cross"}, {"task": "detect", "imgsz": 64}
+    torch.save({"model": net, "train_args": {}}, tmp_path / "lively.pt")
+    given = {**TINY, "model": str(tmp_path / "lively.pt"), "epochs": 1, "lr0": 1e-9}
+    data = labelled_by(MLCYOLO(given["model"]), tmp_path, noise(64))
+    found = compare(**{**given, "data": str(data)}, vote=[False, True], vote_iou=0.3, project=run_dir, device="cpu")
+    assert not found.failed and found.baseline == "vote=False"
+    plain, voted = (found.records(f"vote={vote},seed=0") for vote in (False, True))
+    assert np.array_equal(plain.scores, voted.scores) and np.array_equal(plain.labels, voted.labels)
+    assert np.abs(plain.boxes - voted.boxes).max() > 1, "the boxes that were kept moved"
+    assert plain.reach is not None and voted.reach is not None and plain.reach.max() > 0.3
+    assert np.array_equal(plain.reach, voted.reach), "what NMS saw did not"
+    page = write_report(found, found.folder / "report.html").read_text(encoding="utf-8")
+    with open(found.folder / "gaps.csv", encoding="utf-8", newline="") as file:
+        rows = {row["mistake"]: row for row in csv.DictReader(file)}
+    assert list(rows) == [repair.value for repair in Repair]
+    for side, records in (("baseline_gap", plain), ("gap", voted)):
+        oracles = Oracles(records, reach=records.reach)
+        assert oracles((Repair.INSIDE,))["AP"] > oracles()["AP"]
+        gain = 100 * float((oracles((Repair.INSIDE,))["AP"] - oracles()["AP"])[0])
+        assert float(rows[Repair.INSIDE.value][side]) == pytest.approx(gain)
+    assert rows[Repair.INSIDE.value]["variant"] == "vote=True" and Repair.INSIDE.value in page
 
 
 @pytest.mark.slow

@@ -249,6 +249,13 @@ def test_an_exported_file_votes_without_variances_and_knows_no_more(image: np.nd
         exported.predict(image, min_iou=0.5, **chosen)
 
 
+def test_a_benchmark_refuses_what_upstream_s_validation_of_a_file_would_ignore() -> None:
+    net = MLCYOLO("yolov8n.yaml")
+    for asked in ({"vote": True}, {"min_iou": 0.5}, {"coco_eval": True}):
+        with pytest.raises(ValueError, match="does not go with benchmark"):
+            net.benchmark(data="demo.yaml", format="onnx", imgsz=64, **asked)
+
+
 def test_tracks_know_the_placement_of_the_detections_they_follow(
     image: np.ndarray, opened: Any, iou_aware: Any, tmp_path: Path
 ) -> None:
