@@ -38,7 +38,11 @@ EXAMPLES_OF: dict[str, tuple[str, ...]] = {
     "val": ("mlc-yolo val model=best.pt data=mine.yaml coco_eval=True",),
     "predict": ("mlc-yolo predict model=best.pt source=photos/ vote=True",),
     "track": ("mlc-yolo track model=best.pt source=street.mp4",),
-    "export": ("mlc-yolo export model=best.pt format=onnx", "mlc-yolo export model=best.pt format=stock"),
+    "export": (
+        "mlc-yolo export model=best.pt format=onnx",
+        "mlc-yolo export model=best.pt format=onnx placement=True",
+        "mlc-yolo export model=best.pt format=stock",
+    ),
     "benchmark": ("mlc-yolo benchmark model=best.pt data=mine.yaml",),
     "tune": ("mlc-yolo tune model=yolo11n.pt data=mine.yaml epochs=30 iterations=20",),
     "diagnose": ("mlc-yolo diagnose model=best.pt data=mine.yaml report=True",),
@@ -60,6 +64,10 @@ EXAMPLES_OF: dict[str, tuple[str, ...]] = {
 
 #: Mode -> argument of that mode alone -> what it does.
 OWN_HELP: dict[str, dict[str, str]] = {
+    "export": {
+        "placement": "For onnx and torchscript: appends to the class scores what the head knows of its boxes, their "
+        "predicted IoU and the deviation of each side. The file's metadata names the channels."
+    },
     "tune": {
         "iterations": "Trainings of the search.",
         "use_ray": "Searches with Ray Tune.",
