@@ -41,6 +41,8 @@ from mlc_yolo.training.misfits import (
     refuse_for_yolo,
 )
 from mlc_yolo.training.semi_trainer import SemiTrainer
+from mlc_yolo.training.taught_trainer import TaughtTrainer
+from mlc_yolo.training.teachers import refuse_teachers, teacher_files
 from mlc_yolo.training.trainer import MLCTrainer
 from mlc_yolo.training.tuner import MLCTuner
 
@@ -114,7 +116,7 @@ class MLCYOLO(OpenedYOLO):
                 asked["data"] = resolve_data(None)
         elif not asked.get("resume"):
             asked["data"] = self._data_to_train(asked)
-        chosen = trainer or (SemiTrainer if self._learns_without_labels(asked) else self._smart_load("trainer"))
+        chosen = trainer or self._own_trainer(asked) or self._smart_load("trainer")
         return super().train(chosen if custom is None else partial(chosen, assigner=custom), **asked)
 
     def _looked_at(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -141,8 +143,8 @@ class MLCYOLO(OpenedYOLO):
             refuse_classes([resolve_data(source) for source in (data if several else [data])])
         return [resolve_data(source, split=asked.get("split")) for source in data] if several else data
 
-    def _learns_without_labels(self, asked: dict[str, Any]) -> bool:
-        """Whether a training, or the run that it resumes, uses images without labels and so needs `SemiTrainer`."""
+    def _own_trainer(self, asked: dict[str, Any]) -> type[MLCTrainer] | None:
+        """Return the trainer that a training, or the run that it resumes, needs beside `MLCTrainer`; None if none."""
         resume = asked.get("resume")
         if resume:
             file = None if resume is True and self.ckpt else safe_load.resumed(resume)
@@ -150,7 +152,9 @@ class MLCYOLO(OpenedYOLO):
             asked = (checkpoint or {}).get("train_args") or {}
         elif asked.get("cfg"):
             asked = {**YAML.load(asked["cfg"]), **asked}
-        return learns_without_labels(asked) or bool(asked.get("unlabeled"))
+        if learns_without_labels(asked) or asked.get("unlabeled"):
+            return SemiTrainer
+        return TaughtTrainer if asked.get("teacher") else None
 
     def val(self, validator: Any = None, **kwargs: Any) -> Any:
         """Validate, with the divergence metrics; `coco_eval=True` adds pycocotools' numbers.
@@ -381,6 +385,8 @@ class MLCYOLO(OpenedYOLO):
             refuse_for_detector(self._config(), name, arguments, has_weights=bool(self.ckpt))
         else:
             refuse_for_yolo(self.model, self.overrides.get("model", ""), arguments)
+        if files := teacher_files(arguments.ours["teacher"]):
+            refuse_teachers(files, trust=arguments.trust, student=self.model)
 
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")

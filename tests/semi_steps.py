@@ -74,7 +74,7 @@ def semi(student: Any, teacher: Any, mode: str = "sed", **given: Any) -> SemiLos
             "mode": mode,
             "student": lambda: student,
             "teacher": lambda: teacher,
-            "reweigh": sed,
+            "power": 2 * sed,
             "scale": sed,
             "threshold": 0.3,
             **given,

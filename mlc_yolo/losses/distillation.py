@@ -6,7 +6,7 @@ implicitly screens potential foreground. Everything below is a reconstruction of
 
 1. m, the teacher's foreground, is its largest class probability at an anchor. No NMS, no threshold.
 2. Classification: sum w * KL(p_t || p_s) / N over anchors and classes, each a Bernoulli variable.
-3. w = |p_t - p_s|^2, or 1 without re-weighting: about 0 on background that both agree on.
+3. w = |p_t - p_s|^r: about 0 on background that both agree on. r = 2 with re-weighting, 0 without, or 1.
 4. N is the sum of m^2 over each image's anchors, at least 1 per image: about the number of anchors that see an object.
 5. Boxes: sum m * (1 - GIoU) / sum m, and sum m * KL / sum m of the box distributions; here m is 0 at anchors whose
    boxes the teacher does not repeat at half the scale.
@@ -16,9 +16,13 @@ KL, not cross entropy: the two differ by the teacher's entropy. That has no grad
 agreement from costing 0. Where student and teacher agree every term and its gradient are 0: exactly for classes, up to
 rounding for boxes and distributions. No gradient reaches a teacher's tensor.
 
-The gradient of a re-weighted logit is w (p_s - p_t) / N, the cube of the disagreement: from 0.1 apart it pulls a
-hundredth as much as without re-weighting. The two need different gains. 1 - GIoU has a kink at agreement, as an
-absolute value has: two boxes a rounding apart pull as hard as two boxes a pixel apart.
+The gradient of a re-weighted logit is w (p_s - p_t) / N: with r = 2 the cube of the disagreement, which from 0.1 apart
+pulls a hundredth as much as without re-weighting; with r = 1 its square, a tenth as much. They need different gains.
+1 - GIoU has a kink at agreement, as an absolute value has: two boxes a rounding apart pull as hard as two boxes a pixel
+apart.
+
+Box distributions may be compared at a temperature T, as in Localization Distillation (Zheng et al., CVPR 2022, eq. 4):
+KL(softmax(z_t / T) || softmax(z_s / T)), times T^2 so that its gradient keeps its size.
 """
 
 from __future__ import annotations
@@ -66,20 +70,21 @@ def foreground_normaliser(foreground: Tensor) -> Tensor:
     return foreground.detach().float().square().sum(1).clamp(min=1).sum()
 
 
-def reweight(logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """Return w = |p_t - p_s|^2.
+def reweight(logits: Tensor, teacher_logits: Tensor, *, power: int) -> Tensor:
+    """Return w = |p_t - p_s|^r.
 
     Args:
         logits: (B, A, K) the student's class logits.
         teacher_logits: (B, A, K).
+        power: r >= 0.
 
     Returns:
         (B, A, K) float32 in [0, 1], detached.
     """
-    return (teacher_logits.detach().float().sigmoid() - logits.detach().float().sigmoid()).square()
+    return (teacher_logits.detach().float().sigmoid() - logits.detach().float().sigmoid()).abs().pow(power)
 
 
-def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor, *, reweigh: bool = True) -> Tensor:
+def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor, *, power: int = 2) -> Tensor:
     """Return sum w * KL(p_t || p_s) / N.
 
     Both sides are logits, so that agreement costs exactly 0 also where a probability would round to 1.
@@ -88,7 +93,7 @@ def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor
         logits: (B, A, K) the student's class logits.
         teacher_logits: (B, A, K).
         normaliser: scalar > 0, see `foreground_normaliser`; summed over all ranks where there are several.
-        reweigh: whether w is |p_t - p_s|^2; else it is 1.
+        power: r, the exponent of the re-weighting; 0 leaves it out.
 
     Returns:
         Scalar float32 >= 0 up to rounding; a differentiable 0 for A = 0.
@@ -98,7 +103,7 @@ def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor
 
         >>> import torch
         >>> student, teacher = torch.zeros(1, 1, 1), torch.full((1, 1, 1), 3.0).log()
-        >>> distilled_classes(student, teacher, torch.tensor(1.0), reweigh=False)
+        >>> distilled_classes(student, teacher, torch.tensor(1.0), power=0)
         tensor(0.1308)
         >>> distilled_classes(student, teacher, torch.tensor(1.0))
         tensor(0.0082)
@@ -107,8 +112,8 @@ def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor
     target = teacher_logits.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(teacher_logits, target, reduction="none")
     divergence = F.binary_cross_entropy_with_logits(logits, target, reduction="none") - entropy
-    if reweigh:
-        divergence = divergence * reweight(logits, teacher_logits)
+    if power:
+        divergence = divergence * reweight(logits, teacher_logits, power=power)
     return divergence.sum() / normaliser
 
 
@@ -163,7 +168,7 @@ def distilled_boxes(boxes: Tensor, teacher_boxes: Tensor, weight: Tensor, *, tot
 
 
 def distilled_distributions(
-    logits: Tensor, teacher_logits: Tensor, weight: Tensor, *, total: Tensor | None = None
+    logits: Tensor, teacher_logits: Tensor, weight: Tensor, *, total: Tensor | None = None, temperature: float = 1.0
 ) -> Tensor:
     """Return the weighted mean of the KL divergence between box distributions, itself the mean over the four sides.
 
@@ -172,6 +177,8 @@ def distilled_distributions(
         teacher_logits: (B, A, 4, R).
         weight: (B, A) >= 0, as in `distilled_boxes`; a sum of less than 1 counts as 1.
         total: as in `distilled_boxes`.
+        temperature: T > 0 that divides both sides' logits. A large one compares the logits themselves: the loss
+            approaches half the variance, over the bins, of their difference.
 
     Returns:
         Scalar float32 >= 0 up to rounding; a differentiable 0 for A = 0.
@@ -186,9 +193,10 @@ def distilled_distributions(
         tensor(0.0327)
     """
     weight = weight.detach().float()
-    student, teacher = logits.float().log_softmax(-1), teacher_logits.detach().float().log_softmax(-1)
+    both = logits.float(), teacher_logits.detach().float()
+    student, teacher = ((side / temperature).log_softmax(-1) for side in both)
     divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1).mean(-1)
-    return (divergence * weight).sum() / _at_least_one(weight, total)
+    return temperature**2 * (divergence * weight).sum() / _at_least_one(weight, total)
 
 
 def distilled_quality(logits: Tensor, teacher_logits: Tensor, weight: Tensor, *, total: Tensor | None = None) -> Tensor:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
+
+from mlc_yolo.coding import decode_distance
+from mlc_yolo.priors import grid_priors
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,10 @@ class Dense:
         cut = [None if part is None else part[:, anchors] for part in (self.distributions, self.quality)]
         return Dense(self.logits[:, anchors], self.boxes[:, anchors] * zoom, cut[0], cut[1], self.sizes)
 
+    def of(self, classes: Tensor) -> Dense:
+        """Return some classes, by their indices (n,)."""
+        return replace(self, logits=self.logits[..., classes])
+
 
 @dataclass(frozen=True)
 class Gains:
@@ -46,6 +56,23 @@ class Gains:
     boxes: float
     distributions: float
     quality: float
+
+
+def yolo_dense(raw: dict[str, Any], strides: Sequence[float]) -> Dense:
+    """Return a YOLO's raw predictions decoded, by its outputs' shapes alone.
+
+    Args:
+        raw: boxes (B, 4R, A), scores (B, K, A), feats, and iou (B, 1, A) where the head has it.
+        strides: input px per cell of each level.
+    """
+    sizes = level_sizes(raw["feats"])
+    sides = raw["boxes"].float().transpose(1, 2).unflatten(2, (4, -1))
+    bins = torch.arange(sides.shape[-1], dtype=torch.float32, device=sides.device)
+    distances = sides.softmax(-1) @ bins if len(bins) > 1 else sides[..., 0]
+    priors = grid_priors(sizes, strides, device=sides.device)
+    boxes = decode_distance(distances * priors.strides[:, None], priors.points)
+    quality = raw["iou"][:, 0] if "iou" in raw else None
+    return Dense(raw["scores"].transpose(1, 2), boxes, sides if len(bins) > 1 else None, quality, sizes)
 
 
 def level_sizes(feats: list[Tensor]) -> list[tuple[int, int]]:

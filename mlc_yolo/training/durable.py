@@ -201,6 +201,10 @@ class DurableTrainer(DetectionTrainer):
             **({"draws": self._draws()} if recorded else {}),
         }
 
+    def _origin(self) -> dict[str, Any]:
+        """Return what finished checkpoints keep of where they come from, beside the arguments."""
+        return {}
+
     def final_eval(self) -> None:
         """Strip the checkpoints and validate best.pt as upstream does, but every file in one step."""
         with torch_distributed_zero_first(LOCAL_RANK):
@@ -208,9 +212,9 @@ class DurableTrainer(DetectionTrainer):
                 # last.pt comes last: while it is whole, the run can be resumed to be brought to its end.
                 results = _read(self.last).get("train_results") if self.last.exists() else None
                 if self.best.exists():
-                    _strip(self.best, {"train_results": results})
+                    _strip(self.best, {"train_results": results, **self._origin()})
                 if self.last.exists():
-                    _strip(self.last, {})
+                    _strip(self.last, self._origin())
         if not self.best.exists():
             return
         LOGGER.info(f"\nValidating {self.best}...")

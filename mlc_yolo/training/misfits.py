@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,22 @@ def refuse_channels(run: Any, channels: int) -> None:
 def learns_without_labels(ours: Mapping[str, Any]) -> bool:
     """Whether options ask for anything to be learned from images without labels."""
     return ours.get("ssl", "none") != "none" and ours.get("ssl_weight", 1) > 0
+
+
+def refuse_other_learning(run: Any, learns: Container[str]) -> None:
+    """Refuse to learn from anything beside labels in a trainer that cannot.
+
+    Args:
+        run: arguments of the run as a namespace, ours included.
+        learns: the options, of `ssl` and `teacher`, that the trainer can follow.
+
+    Raises:
+        ValueError: names the option and who can.
+    """
+    if learns_without_labels(vars(run)) and "ssl" not in learns:
+        raise ValueError(f"ssl={run.ssl} is learned by SemiTrainer: call MLCYOLO(...).train(ssl=...)")
+    if run.teacher and "teacher" not in learns:
+        raise ValueError(f"teacher={run.teacher} teaches a TaughtTrainer: call MLCYOLO(...).train(teacher=...)")
 
 
 def refuse_finished(checkpoint: Mapping[str, Any], name: str) -> None:

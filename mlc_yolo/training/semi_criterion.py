@@ -32,20 +32,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.evaluation.postprocess import extra_channels
-from mlc_yolo.losses.distillation import (
-    agreement,
-    distilled_boxes,
-    distilled_classes,
-    distilled_distributions,
-    distilled_quality,
-    foreground,
-    foreground_normaliser,
-)
+from mlc_yolo.losses.distillation import agreement, foreground
 from mlc_yolo.losses.scale_pairs import scale_pairs
 from mlc_yolo.training.dense_outputs import Dense, Gains
 from mlc_yolo.training.detector_criterion import DetectorLoss
+from mlc_yolo.training.distilling import compared, normalisers
 from mlc_yolo.training.pseudo_labels import pseudo_labels
 from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
+from mlc_yolo.training.wrapped_criterion import WrappedLoss
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss, PerTaskLoss
 
 #: The losses of training without labels.
@@ -56,10 +50,8 @@ ITEMS = (*LOSSES, "agree_cls", "agree_iou")
 Supervised = PerTaskLoss | PerTaskE2ELoss | DetectorLoss
 
 
-class SemiLoss:
+class SemiLoss(WrappedLoss):
     """Callable `(preds, batch) -> (losses, items)`: a supervised criterion, and distillation where a batch has views.
-
-    Other attributes, such as `schedule` and an end-to-end criterion's `update`, are the supervised criterion's.
 
     Attributes:
         gain: weight of what is learned without labels; 0 leaves the student's and teacher's passes out.
@@ -72,7 +64,7 @@ class SemiLoss:
         mode: str,
         student: Callable[[], Any],
         teacher: Callable[[], Any],
-        reweigh: bool,
+        power: int,
         scale: bool,
         threshold: float = 0.7,
         nms_iou: float = 0.7,
@@ -85,55 +77,22 @@ class SemiLoss:
             mode: "pseudo", "soft" or "sed".
             student: gives the model that is trained.
             teacher: gives its average, in evaluation mode.
-            reweigh: weigh class distillation by |p_t - p_s|^2.
+            power: exponent by which class distillation weighs the disagreement |p_t - p_s|; 0 does not weigh.
             scale: distil at half the scale too.
             threshold: least confidence of a pseudo-label.
             nms_iou: overlap from which the NMS of pseudo-labels suppresses.
             max_det: pseudo-labels per image.
         """
-        self.supervised = supervised
+        super().__init__(supervised)
         self.mode = mode
         self.student = student
         self.teacher = teacher
-        self.reweigh = reweigh
+        self.power = power
         self.scale = scale
         self.threshold = threshold
         self.nms_iou = nms_iou
         self.max_det = max_det
         self.gain = 0.0
-
-    def __getattr__(self, name: str) -> Any:
-        """Look other attributes up in the supervised criterion."""
-        if name == "supervised":  # a copy that is not filled yet
-            raise AttributeError(name)
-        return getattr(self.supervised, name)
-
-    @property
-    def epoch(self) -> int:
-        """The epoch being trained."""
-        return self.supervised.epoch
-
-    @epoch.setter
-    def epoch(self, value: int) -> None:
-        self.supervised.epoch = value
-
-    @property
-    def schedule(self) -> Any:
-        """Assigners of the labelled images by epoch."""
-        return self.supervised.schedule
-
-    @schedule.setter
-    def schedule(self, value: Any) -> None:
-        self.supervised.schedule = value
-
-    @property
-    def updates(self) -> int:
-        """Epochs an end-to-end criterion has counted."""
-        return int(self.supervised.updates)  # type: ignore[union-attr]
-
-    @updates.setter
-    def updates(self, value: int) -> None:
-        self.supervised.updates = value  # type: ignore[union-attr]
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> Losses:
         """Return the weighted losses and every item for the log.
@@ -220,13 +179,13 @@ class SemiLoss:
         if raws[3] is not None:
             masks.append((sure[:, pairs.full], trusted[:, pairs.full]))
             compared.append((criterion.dense(raws[3]).at(pairs.half, zoom=2), paired))
-        counts = torch.stack([n for sure, trusted in masks for n in (foreground_normaliser(sure), trusted.sum())])
+        counts = torch.cat([normalisers(sure, trusted) for sure, trusted in masks])
 
         def finish(sums: Tensor) -> dict[str, Tensor]:
             # Summed over ranks these equal one process'; where images multiply, upstream's rule is the ranks' mean.
             share = training_ranks() if criterion.times_images else 1
             losses = [
-                self._compare(seen, aim, mask, totals.clamp(min=1), criterion.gains())
+                self._compare(seen, aim, mask, totals, criterion.gains())
                 for (seen, aim), (_, mask), totals in zip(compared, masks, sums.split(2), strict=True)
             ]
             terms = {**items, "ssl_cls": losses[0][0] * share, "ssl_box": losses[0][1] * share}
@@ -245,18 +204,10 @@ class SemiLoss:
             student: A anchors.
             teacher: the same ones.
             trusted: (B, A) weight of the teacher's boxes.
-            totals: (2,) normaliser of the classes, and sum of `trusted`, over all ranks.
+            totals: (2,) of `normalisers`, over all ranks.
             gains: weights of the terms.
         """
-        normaliser, weight = totals
-        classes = distilled_classes(student.logits, teacher.logits, normaliser, reweigh=self.reweigh)
-        boxes = gains.boxes * distilled_boxes(student.boxes, teacher.boxes, trusted, total=weight)
-        if student.distributions is not None and teacher.distributions is not None:
-            divergence = distilled_distributions(student.distributions, teacher.distributions, trusted, total=weight)
-            boxes = boxes + gains.distributions * divergence
-        if student.quality is not None and teacher.quality is not None:
-            boxes = boxes + gains.quality * distilled_quality(student.quality, teacher.quality, trusted, total=weight)
-        return gains.classes * classes, boxes
+        return compared(student, teacher, trusted, totals, gains, power=self.power)
 
     def _pseudo(self, decoded: Tensor, seen: Any, strong: Tensor) -> Pending[dict[str, Tensor]]:
         """Return the supervised criterion's losses with the teacher's confident detections as labels."""

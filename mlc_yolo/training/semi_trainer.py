@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,13 +33,14 @@ from mlc_yolo.plots.ssl_agreement import agreement_figure
 from mlc_yolo.training.exact_resume import STUDENT, RecordedLoader
 from mlc_yolo.training.misfits import learns_without_labels
 from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
-from mlc_yolo.training.trainer import MLCTrainer
+from mlc_yolo.training.taught_criterion import TAUGHT
+from mlc_yolo.training.taught_trainer import TaughtTrainer
 
 __all__ = ["STUDENT", "SemiTrainer", "refuse_validation_images", "unlabeled_source"]
 
 
-class SemiTrainer(MLCTrainer):
-    """`MLCTrainer` that learns from images without labels too, where `ssl` says so.
+class SemiTrainer(TaughtTrainer):
+    """`TaughtTrainer` that learns from images without labels too, where `ssl` says so.
 
     Example:
         >>> options = {"model": "yolo11n.yaml", "data": "few.yaml", "unlabeled": "photos/", "ssl": "sed"}
@@ -49,6 +50,8 @@ class SemiTrainer(MLCTrainer):
 
     ema: Any
     train_loader: Any
+    learns: ClassVar[frozenset[str]] = frozenset({"teacher", "ssl"})
+    untested: ClassVar[tuple[str, ...]] = (*TAUGHT, *ITEMS)
 
     def __init__(
         self,
@@ -67,9 +70,6 @@ class SemiTrainer(MLCTrainer):
         self._views: Iterator[dict[str, Any]] | None = None
         self._steps = 0
         super().__init__(cfg, overrides, _callbacks, **kwargs)
-
-    def _refuse_other_learning(self, run: Any) -> None:
-        """Refuse nothing: this trainer learns from images without labels."""
 
     def _prepare(self, run: Any) -> dict[str, Any]:
         """Refuse options as `MLCTrainer` does, and check those of images without labels.
@@ -229,7 +229,7 @@ class SemiTrainer(MLCTrainer):
             mode=args.ssl,
             student=lambda: unwrap_model(self.model),
             teacher=lambda: self.ema.ema,
-            reweigh=sed if args.ssl_reweight is None else args.ssl_reweight,
+            power=2 * sed if args.ssl_reweight is None else int(args.ssl_reweight),
             scale=sed if args.ssl_scale is None else args.ssl_scale,
             threshold=args.ssl_threshold,
             nms_iou=args.iou,
@@ -275,16 +275,6 @@ class SemiTrainer(MLCTrainer):
         """Strip and validate as `DurableTrainer` does; images without labels are done with."""
         self._close_unlabeled()
         super().final_eval()
-
-    def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
-        """Name the items as upstream does; validation has none of those learned without labels."""
-        items = super().label_loss_items(loss_items, prefix)
-        if prefix != "val":
-            return items
-        absent = {f"{prefix}/{name}" for name in ITEMS}
-        if isinstance(items, list):
-            return [name for name in items if name not in absent]
-        return {name: value for name, value in items.items() if name not in absent}
 
     def plot_metrics(self) -> None:
         """Draw upstream's plots, and one of the agreement of teacher and student."""

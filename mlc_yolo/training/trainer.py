@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn, optim
@@ -28,7 +28,7 @@ from mlc_yolo.options import specification as options
 from mlc_yolo.options.arguments import Arguments, of_checkpoint
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.durable import DurableTrainer
-from mlc_yolo.training.misfits import learns_without_labels, refuse_channels, refuse_devices, refuse_lengths
+from mlc_yolo.training.misfits import refuse_channels, refuse_devices, refuse_lengths, refuse_other_learning
 from mlc_yolo.training.networks import build_detector, build_yolo
 from mlc_yolo.training.yolo_criterion import build_criterion
 
@@ -49,6 +49,8 @@ class MLCTrainer(DurableTrainer):
     ema: Any = None
     last: Any
     best: Any
+    #: Options that say what else is learned from, beside labels, which this trainer can do.
+    learns: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,
@@ -109,7 +111,7 @@ class MLCTrainer(DurableTrainer):
         Raises:
             ValueError: options that exclude each other, that leave nothing of the run, or that the data cannot have.
         """
-        self._refuse_other_learning(run)
+        refuse_other_learning(run, self.learns)
         self._refuse_missing_assigner(run.assigner)
         if self.custom_assigner is not None:
             refuse_devices(run.device)
@@ -119,11 +121,6 @@ class MLCTrainer(DurableTrainer):
             self._known_data = run.data, description
             refuse_channels(run, description["channels"])
         return {"data": run.data}
-
-    def _refuse_other_learning(self, run: Any) -> None:
-        """Refuse images without labels, which `SemiTrainer` learns from."""
-        if learns_without_labels(vars(run)):
-            raise ValueError(f"ssl={run.ssl} is learned by SemiTrainer: call MLCYOLO(...).train(ssl=...)")
 
     def get_dataset(self) -> dict[str, Any]:
         """Return upstream's description of the data, made before the run folder where that was possible."""
@@ -152,7 +149,7 @@ class MLCTrainer(DurableTrainer):
         self.arguments = Arguments.of({**of_checkpoint(vars(self.args)), "trust": trust})
         vars(self.args).update(self.arguments.ours)
         self._look_at(self.args.distill_model)
-        self._refuse_other_learning(self.args)
+        refuse_other_learning(self.args, self.learns)
         self._refuse_missing_assigner(self.args.assigner)
         if self.custom_assigner is not None and self.args.assigner != options.CUSTOM:
             raise ValueError(

@@ -58,7 +58,7 @@ def _step(kind: str, mode: str) -> Run:
     if mode != "supervised":
         sed = mode == "sed"
         criterion = SemiLoss(
-            criterion, mode=mode, student=lambda: model, teacher=lambda: teacher, reweigh=sed, scale=sed
+            criterion, mode=mode, student=lambda: model, teacher=lambda: teacher, power=2 * sed, scale=sed
         )
         criterion.gain = 1.0
         batch["unlabeled"] = {name: torch.rand(BATCH, 3, SIZE, SIZE, device=DEVICE) for name in ("weak", "strong")}
