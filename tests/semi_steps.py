@@ -17,6 +17,7 @@ from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.semi_criterion import SemiLoss
+from mlc_yolo.training.view_teachers import RunningAverage
 from mlc_yolo.training.yolo_criterion import build_criterion
 
 LABELS = {
@@ -73,7 +74,7 @@ def semi(student: Any, teacher: Any, mode: str = "sed", **given: Any) -> SemiLos
         **{
             "mode": mode,
             "student": lambda: student,
-            "teacher": lambda: teacher,
+            "teacher": RunningAverage(lambda: teacher, lambda: student),
             "power": 2 * sed,
             "scale": sed,
             "threshold": 0.3,

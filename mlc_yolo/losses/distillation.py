@@ -27,11 +27,15 @@ KL(softmax(z_t / T) || softmax(z_s / T)), times T^2 so that its gradient keeps i
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mlc_yolo.boxes import aligned_iou
 from mlc_yolo.losses.box_regression import giou
+
+#: A logit whose probability is 0 for every purpose, 1e-26, and stays finite in float32.
+_NOTHING = -60.0
 
 
 def foreground(teacher_logits: Tensor) -> Tensor:
@@ -70,7 +74,43 @@ def foreground_normaliser(foreground: Tensor) -> Tensor:
     return foreground.detach().float().square().sum(1).clamp(min=1).sum()
 
 
-def reweight(logits: Tensor, teacher_logits: Tensor, *, power: int) -> Tensor:
+def top_anchors(foreground: Tensor, *, share: float = 0.01) -> Tensor:
+    """Return each image's anchors of largest foreground: Dense Teacher's region (Zhou et al., ECCV 2022, section 3.3).
+
+    Args:
+        foreground: (B, A) in [0, 1], A >= 1.
+        share: of the anchors; at least one is taken.
+
+    Returns:
+        (B, A) bool.
+
+    Example:
+        >>> import torch
+        >>> top_anchors(torch.tensor([[0.1, 0.9, 0.5, 0.2]]), share=0.5)
+        tensor([[False,  True,  True, False]])
+    """
+    top = foreground.topk(max(1, int(share * foreground.shape[1])), 1).indices
+    return torch.zeros_like(foreground, dtype=torch.bool).scatter_(1, top, True)
+
+
+def region_logits(teacher_logits: Tensor, region: Tensor) -> Tensor:
+    """Return a teacher's logits where a region is, and elsewhere logits of a probability of nothing.
+
+    With them `distilled_classes` at power 2 is Dense Teacher's loss: in the region |p_t - p_s|^2 times the cross
+    entropy towards p_t, less that one's entropy; elsewhere -p_s^2 log(1 - p_s). Different from it, the weight takes no
+    gradient, and the normaliser is the region's sum of m^2 instead of m.
+
+    Args:
+        teacher_logits: (B, A, K).
+        region: (B, A) bool.
+
+    Returns:
+        (B, A, K) float32, detached.
+    """
+    return teacher_logits.detach().float().masked_fill(~region[..., None], _NOTHING)
+
+
+def reweight(logits: Tensor, teacher_logits: Tensor, *, power: float) -> Tensor:
     """Return w = |p_t - p_s|^r.
 
     Args:
@@ -84,7 +124,7 @@ def reweight(logits: Tensor, teacher_logits: Tensor, *, power: int) -> Tensor:
     return (teacher_logits.detach().float().sigmoid() - logits.detach().float().sigmoid()).abs().pow(power)
 
 
-def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor, *, power: int = 2) -> Tensor:
+def distilled_classes(logits: Tensor, teacher_logits: Tensor, normaliser: Tensor, *, power: float = 2) -> Tensor:
     """Return sum w * KL(p_t || p_s) / N.
 
     Both sides are logits, so that agreement costs exactly 0 also where a probability would round to 1.

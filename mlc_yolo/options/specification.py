@@ -144,6 +144,8 @@ def _checked(name: str, value: Any) -> Any:
         return _checked_epochs(name, value)
     if spec["type"] == "path":
         return _checked_paths(name, value)
+    if isinstance(value, bool):  # of an option that once was a switch
+        value = spec.get("aliases", {}).get(str(value).lower(), value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}={value!r} ({type(value).__name__}) must be a number.")
     return _checked_number(name, value, spec)

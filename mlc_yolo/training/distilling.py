@@ -40,7 +40,7 @@ def compared(
     totals: Tensor,
     gains: Gains,
     *,
-    power: int,
+    power: float,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return class loss and the sum of the losses of boxes, both times their gains.

@@ -1,8 +1,9 @@
-"""Training with few labels and many images without: `MLCTrainer`, a teacher, and a second data loader.
+"""Training with few labels and many images without: `TaughtTrainer`, a teacher, and a second data loader.
 
 1. Until the burn-in ends, training is supervised; the teacher is Ultralytics' average of the student's weights.
 2. Then each step also sees a batch without labels, by `training.semi_criterion`, whose weight rises over the ramp.
-3. The teacher is what is validated, saved and exported, as Ultralytics' average always is.
+3. The average is what is validated, saved and exported, as Ultralytics' average always is.
+4. With `teacher=` those frozen detectors take the average's place as teachers, and teach on labelled images too.
 
 The teacher is an average from the first step on, not a copy of the student made when the burn-in ends (not compared).
 With `ssl=none`, or a weight of 0, this is `MLCTrainer`, step by step. SED-style: see `losses.distillation`.
@@ -35,6 +36,7 @@ from mlc_yolo.training.misfits import learns_without_labels
 from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
 from mlc_yolo.training.taught_criterion import TAUGHT
 from mlc_yolo.training.taught_trainer import TaughtTrainer
+from mlc_yolo.training.view_teachers import FrozenTeachers, RunningAverage
 
 __all__ = ["STUDENT", "SemiTrainer", "refuse_validation_images", "unlabeled_source"]
 
@@ -88,8 +90,8 @@ class SemiTrainer(TaughtTrainer):
         if run.compile and "," in str(run.device):
             raise ValueError(f"ssl={run.ssl} cannot train a compiled model on several devices: give compile=False")
         if run.distill_model:
-            raise ValueError(f"ssl={run.ssl} uses the averaged weights as its teacher: leave distill_model out")
-        if not run.ema:
+            raise ValueError(f"ssl={run.ssl} has a teacher of its own: leave distill_model out")
+        if not run.ema and not settled.get("teacher"):
             raise ValueError(f"ssl={run.ssl} uses the averaged weights as its teacher: it needs ema=True")
         source = unlabeled_source(run.unlabeled, run.data)
         refuse_validation_images(image_files(source), run.data, str(run.split or "val"))
@@ -228,20 +230,27 @@ class SemiTrainer(TaughtTrainer):
             supervised,
             mode=args.ssl,
             student=lambda: unwrap_model(self.model),
-            teacher=lambda: self.ema.ema,
-            power=2 * sed if args.ssl_reweight is None else int(args.ssl_reweight),
+            teacher=self._view_teacher(),
+            power=2 * (args.ssl in {"sed", "dense"}) if args.ssl_reweight is None else args.ssl_reweight,
             scale=sed if args.ssl_scale is None else args.ssl_scale,
+            temperature=args.teacher_temperature,
             threshold=args.ssl_threshold,
             nms_iou=args.iou,
             max_det=args.max_det,
         )
         return model.criterion
 
+    def _view_teacher(self) -> RunningAverage | FrozenTeachers:
+        """Return who teaches on images without labels: frozen teachers if there are any, else the running average."""
+        if self.taught:
+            return FrozenTeachers(lambda: self._teachers)  # type: ignore[arg-type,return-value]
+        return RunningAverage(lambda: self.ema.ema, lambda: unwrap_model(self.model))
+
     def _model_train(self) -> None:
         """Enter an epoch; the ranks' teachers become rank 0's, whose buffers upstream does not share."""
         super()._model_train()
         self._steps = 0
-        if self.semi and dist.is_initialized():
+        if self.semi and not self.taught and dist.is_initialized():
             for buffer in self.ema.ema.buffers():
                 dist.broadcast(buffer, src=0)
 
@@ -267,7 +276,11 @@ class SemiTrainer(TaughtTrainer):
 
         It reaches over the last tenth of the steps so far. Upstream's reaches over about one step in the first 1,000,
         and over a tenth from 20,000 on: a teacher in a short run would be no steadier than its student.
+
+        A frozen teacher leaves the average to upstream.
         """
+        if self.taught:
+            return
         limit = self.args.ssl_ema
         self.ema.decay = lambda updates: min(limit, (1 + updates) / (10 + updates))
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.training.dense_outputs import Dense, Gains
 from mlc_yolo.training.distilling import compared, normalisers
-from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
+from mlc_yolo.training.ranks import Losses, Pending, joined
 from mlc_yolo.training.teachers import Teachers
 from mlc_yolo.training.wrapped_criterion import WrappedLoss
 
@@ -76,13 +76,11 @@ class TaughtLoss(WrappedLoss):
         name, criterion, share = self.supervised.branches()[0]
         taught = self._taught(criterion, preds if name is None else preds[name], batch["img"])
         images = torch.full((1,), float(len(batch["img"])), device=batch["img"].device)
-        step: Pending[list[Any]] = joined([labelled, taught, Pending(images, lambda sums: sums / training_ranks())])
+        step: Pending[list[Any]] = joined([labelled, taught, Pending(images, lambda sums: sums)])
 
         def finish(sums: Tensor) -> Losses:
-            (losses, items), terms, mean_images = step.finish(sums)
-            # Summed over ranks these equal one process'; where images multiply, upstream's rule is the ranks' mean.
-            scale = mean_images * training_ranks() if criterion.times_images else 1.0
-            own = self.weight * share * scale * terms
+            (losses, items), terms, all_images = step.finish(sums)
+            own = self.weight * share * terms * (all_images if criterion.times_images else 1.0)
             logged = dict(zip(TAUGHT, terms.detach(), strict=True))
             return torch.cat((losses, own.to(losses.dtype))), {**items, **logged}
 

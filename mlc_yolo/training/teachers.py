@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import guess_model_task
 
 from mlc_yolo.checkpoints import safe_load, tensors_file
 from mlc_yolo.heads.dense import DenseDetect
@@ -214,8 +213,8 @@ def _opened(file: str, *, trust: bool) -> Any:
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
     if head is None or not (has_room(head) or isinstance(head, DenseDetect)):
         raise ValueError(
-            f"teacher={file} is a {guess_model_task(model)} model with a {type(head).__name__} head: expected a "
-            "detection model of yolov8, yolo11, yolo12, yolo26, or a ported detector"
+            f"teacher={file} ends in {type(head).__name__}: expected the head of a detection model, "
+            "a yolov8, yolo11, yolo12, yolo26 or a ported detector"
         )
     if not isinstance(head, DenseDetect) and head.cv2 is None:
         raise ValueError(

@@ -19,7 +19,9 @@ from mlc_yolo.losses.distillation import (
     distilled_quality,
     foreground,
     foreground_normaliser,
+    region_logits,
     reweight,
+    top_anchors,
 )
 from mlc_yolo.losses.scale_pairs import scale_pairs
 
@@ -221,6 +223,49 @@ def test_anchors_without_weight_have_no_gradient() -> None:
     distilled_boxes(student, boxes(6, 1), weight).backward()
     assert student.grad is not None
     assert not student.grad[:, 3].any() and bool(student.grad[:, :3].any(-1).all())
+
+
+# Temperature
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0, 10.0])
+def test_the_distributions_loss_is_the_divergence_at_a_temperature(temperature: float) -> None:
+    student, teacher = logits(2, 30, 4, 16).double(), logits(2, 30, 4, 16, seed=1).double()
+    weight = torch.rand(2, 30, generator=torch.Generator().manual_seed(0)).double()
+    p, q = ((side / temperature).softmax(-1) for side in (student, teacher))
+    per_side = temperature**2 * (q * (q.log() - p.log())).sum(-1)
+    expected = (per_side.mean(-1) * weight).sum() / weight.sum()
+    loss = distilled_distributions(student.float(), teacher.float(), weight.float(), temperature=temperature)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_a_high_temperature_compares_logits_themselves() -> None:
+    student, teacher = logits(1, 5, 4, 16), logits(1, 5, 4, 16, seed=1)
+    half_variance = (student - teacher).var(-1, unbiased=False).mean() / 2
+    loss = distilled_distributions(student, teacher, torch.ones(1, 5), temperature=300.0)
+    assert loss.item() == pytest.approx(half_variance.item(), rel=0.03)
+
+
+# Dense Teacher
+
+
+def test_the_region_holds_the_surest_anchors_of_each_image() -> None:
+    m = torch.rand(3, 420, generator=torch.Generator().manual_seed(0))
+    region = top_anchors(m)
+    assert region.sum(1).tolist() == [4, 4, 4]
+    assert all(m[i][region[i]].min() > m[i][~region[i]].max() for i in range(3))
+    assert top_anchors(m[:, :7]).sum(1).tolist() == [1, 1, 1]
+
+
+def test_outside_the_region_a_student_is_taught_nothing_by_the_square_of_what_it_says() -> None:
+    # Two anchors, one in the region. In: p_t = 3/4, p_s = 1/2, as above .130812 / 16. Out: p_s = 3/4: 9/16 * log 4.
+    student = torch.tensor([[[0.0], [math.log(3.0)]]], requires_grad=True)
+    teacher = torch.tensor([[[math.log(3.0)], [math.log(3.0)]]])
+    aim = region_logits(teacher, torch.tensor([[True, False]]))
+    loss = distilled_classes(student, aim, ONE, power=2)
+    assert loss.item() == pytest.approx(0.130812 / 16 + 9 / 16 * math.log(4), rel=1e-5)
+    loss.backward()
+    assert student.grad is not None and student.grad[0, 1, 0].item() == pytest.approx(9 / 16 * 0.75, rel=1e-5)
 
 
 # Laws of all

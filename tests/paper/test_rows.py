@@ -148,8 +148,8 @@ def test_guiding_both_tasks_is_the_papers_best_row_of_every_detector() -> None:
 
 
 def test_semi_supervised_rows_switch_one_part_on_after_another() -> None:
-    parts = {"supervised": ("none", None, None), "pseudo": ("pseudo", False, False), "soft": ("soft", False, False)}
-    parts |= {"reweight": ("soft", True, False), "sed": ("sed", True, True)}
+    parts = {"supervised": ("none", None, None), "pseudo": ("pseudo", 0, False), "soft": ("soft", 0, False)}
+    parts |= {"reweight": ("soft", 2, False), "sed": ("sed", 2, True)}
     for file in FILES:
         if file.stem.startswith("sed"):
             row = read_row(file).arguments

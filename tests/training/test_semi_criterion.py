@@ -11,7 +11,8 @@ from semi_steps import batch, learner, net, photos, semi, step, supervised
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from mlc_yolo.losses.distillation import foreground
+from mlc_yolo.losses.distillation import foreground, top_anchors
+from mlc_yolo.training.dense_outputs import Dense
 from mlc_yolo.training.pseudo_labels import pseudo_labels
 from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss
@@ -209,20 +210,46 @@ def test_a_copy_is_whole_and_knows_its_supervised_criterion() -> None:
 # Pseudo-labels --------------------------------------------------------------------------------------------------------
 
 
+def seen_by_hand() -> Dense:
+    """Two images of 64 x 128 px, 3 anchors, 2 classes: a sure box, one it suppresses, one below a threshold of 0.7."""
+    boxes = torch.zeros(2, 3, 4)
+    boxes[0] = torch.tensor([[24.0, 12, 40, 20], [25, 12, 41, 20], [90, 30, 110, 50]])
+    scores = torch.zeros(2, 3, 2)
+    scores[0] = torch.tensor([[0.1, 0.9], [0.0, 0.8], [0.6, 0.1]])
+    return Dense(scores.logit(1e-6), boxes, None, torch.full((2, 3), -2.0), [(1, 3)])
+
+
 def test_pseudo_labels_by_hand() -> None:
-    # Two images of 64 x 128 px, 3 anchors, 2 classes: a sure box, one it suppresses, one below the threshold.
-    decoded = torch.zeros(2, 6, 3)
-    decoded[0, :4] = torch.tensor([[32.0, 16, 16, 8], [33, 16, 16, 8], [100, 40, 20, 20]]).T
-    decoded[0, 4:] = torch.tensor([[0.1, 0.9], [0.8, 0.0], [0.6, 0.1]]).T
-    decoded[0, 4, 1], decoded[0, 5, 1] = 0.0, 0.8  # the second is of the first's class
-    found = pseudo_labels(decoded, (), (64, 128), end2end=False, threshold=0.7, nms_iou=0.7, max_det=300)
-    assert found["batch_idx"].tolist() == [0] and found["cls"].tolist() == [[1.0]]
-    torch.testing.assert_close(found["bboxes"], torch.tensor([[0.25, 0.25, 0.125, 0.125]]))
+    """The predicted IoU of 0.12 keeps none of them out."""
+    labels = pseudo_labels(seen_by_hand(), None, (64, 128), threshold=0.7, nms_iou=0.7, max_det=300)
+    assert labels["batch_idx"].tolist() == [0] and labels["cls"].tolist() == [[1.0]]
+    torch.testing.assert_close(labels["bboxes"], torch.tensor([[0.25, 0.25, 0.125, 0.125]]))
+
+
+def test_pseudo_labels_have_the_students_classes_and_all_boxes_where_nms_is_not_needed() -> None:
+    mapped = pseudo_labels(seen_by_hand(), torch.tensor([4, 7]), (64, 128), threshold=0.5, nms_iou=1.0, max_det=300)
+    assert mapped["cls"].flatten().tolist() == [7.0, 7.0, 4.0]
 
 
 def test_a_teacher_that_sees_nothing_gives_no_labels() -> None:
-    found = pseudo_labels(torch.zeros(3, 7, 5), (), (64, 64), end2end=False, threshold=0.7, nms_iou=0.7, max_det=300)
-    assert found["batch_idx"].shape == (0,) and found["cls"].shape == (0, 1) and found["bboxes"].shape == (0, 4)
+    nothing = Dense(torch.full((3, 5, 3), -30.0), torch.zeros(3, 5, 4), None, None, [(1, 5)])
+    labels = pseudo_labels(nothing, None, (64, 64), threshold=0.7, nms_iou=0.7, max_det=300)
+    assert labels["batch_idx"].shape == (0,) and labels["cls"].shape == (0, 1) and labels["bboxes"].shape == (0, 4)
+
+
+@every_net
+def test_background_without_pseudo_labels_is_divided_by_the_labels_positives(name: str) -> None:
+    student, teacher = learner(name), net(name)
+    criterion = semi(student, teacher, "pseudo", threshold=0.999999)
+    nothing = {"batch_idx": torch.zeros(0), "cls": torch.zeros(0, 1), "bboxes": torch.zeros(0, 4)}
+    given = batch(photos(), photos(seed=9))
+    _, items = step(criterion, student, given)
+    raw = student(photos(seed=9))
+    alone = criterion.supervised.prepare(raw, {**nothing, "img": photos(seed=9)}, images=1).over_ranks()[1]["cls_loss"]
+    positives = 2 * supervised(student)(student(given["img"]), given)[1]["pos_cls"]
+    assert positives > 5 and items["ssl_box"] == 0
+    if name != "yolo26n":  # whose logged class loss is that of one of its branches
+        assert items["ssl_cls"] == pytest.approx((alone / positives).item(), rel=1e-4)
 
 
 @every_net
@@ -233,6 +260,28 @@ def test_pseudo_labels_are_learned_as_labels_are(name: str, threshold: float) ->
     losses, items = step(criterion, student, batch(photos(), photos(seed=9)))
     assert losses.isfinite().all() and items["ssl_scale"] == 0
     assert (items["ssl_box"] > 0) == (threshold < 0.5) and items["ssl_cls"] > 0
+
+
+# Dense Teacher's region -----------------------------------------------------------------------------------------------
+
+
+@every_net
+def test_the_region_is_taught_and_all_else_towards_nothing(name: str) -> None:
+    student, teacher = learner(name), net(name)
+    criterion = semi(student, teacher, "dense", power=2)
+    criterion.__class__ = _Capture
+    losses, items = step(criterion, student, batch(photos(), photos(seed=9)))
+    _, aim, _, trusted = criterion.seen[0]
+    real = criterion.supervised.branches()[0][1].dense(_first(teacher(photos())[1])).logits
+    region = top_anchors(foreground(real))
+    assert region.sum(1).tolist() == [max(1, region.shape[1] // 100)] * 2
+    torch.testing.assert_close(aim.logits[region], real[region], rtol=1e-3, atol=1e-3)
+    assert aim.logits[~region].sigmoid().max() < 1e-20 and not trusted[~region].any() and trusted[region].all()
+    assert losses.isfinite().all() and items["ssl_cls"] > 0 and items["ssl_box"] > 0 and items["ssl_scale"] == 0
+
+
+def _first(raw: dict[str, Any]) -> dict[str, Any]:
+    return raw.get("one2many", raw)
 
 
 # Precision ------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,132 @@
+"""Short trainings with a frozen teacher: the log, the checkpoints, resuming."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detector_runs import detector_yaml, rows, stop_after, train
+from teaching import detector, saved
+from ultralytics import YOLO
+from ultralytics.nn.modules.head import Detect
+
+from mlc_yolo import MLCYOLO
+from mlc_yolo.training.exact_resume import STUDENT
+from mlc_yolo.training.semi_trainer import SemiTrainer
+from mlc_yolo.training.taught_trainer import TEACHERS, TaughtTrainer
+from mlc_yolo.training.trainer import MLCTrainer
+
+STOCK: dict[str, Any] = {"assigner": "tal", "iou_head": False, "epochs": 2, "batch": 4, "nbs": 4}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_teacher_resumes_exactly_and_leaves_a_stock_checkpoint(
+    tiny_data: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    teacher = saved(detector("yolov8n"), tmp_path / "teacher.pt")
+    whole = train("yolo11n.yaml", tiny_data, run_dir / "whole", teacher=teacher, **STOCK)
+    assert type(whole.trainer) is TaughtTrainer
+    table = rows(run_dir / "whole")
+    assert all(row["train/teach_cls"] > 0 and row["train/teach_box"] > 0 for row in table)
+    assert not any("val/teach" in name for name in table[0])
+
+    net = MLCYOLO("yolo11n.yaml")
+    net.add_callback("on_model_save", stop_after(1))
+    with pytest.raises(KeyboardInterrupt):
+        train(net, tiny_data, run_dir / "cut", teacher=teacher, **STOCK)
+    last = run_dir / "cut" / "weights" / "last.pt"
+    kept = last.read_bytes()
+    held = torch.load(last, weights_only=False)
+    digest = {teacher: hashlib.sha256(Path(teacher).read_bytes()).hexdigest()}
+    assert held["resume"][TEACHERS] == digest and set(held[STUDENT]) == set(whole.trainer.model.state_dict())
+    resumed = MLCYOLO(last)
+    resumed.train(resume=True)
+    assert type(resumed.trainer) is TaughtTrainer
+    assert same(resumed.trainer.model.state_dict(), whole.trainer.model.state_dict())
+
+    plain = train("yolo11n.yaml", tiny_data, run_dir / "plain", **STOCK)
+    assert not same(plain.trainer.model.state_dict(), whole.trainer.model.state_dict())
+    for name in ("best.pt", "last.pt"):
+        checkpoint = torch.load(run_dir / "whole" / "weights" / name, weights_only=False)
+        assert checkpoint[TEACHERS] == digest  # by path; upstream strips our options
+        without = torch.load(run_dir / "plain" / "weights" / name, weights_only=False)
+        assert TEACHERS not in without
+    sizes = [(run_dir / run / "weights" / "best.pt").stat().st_size for run in ("whole", "plain")]
+    assert sizes[0] < sizes[1] + 10_000
+    stock = YOLO(run_dir / "whole" / "weights" / "best.pt")
+    assert type(stock.model.model[-1]) is Detect
+    assert not any(type(module).__module__.startswith("mlc_yolo") for module in stock.model.modules())
+    assert MLCYOLO(run_dir / "whole" / "weights" / "best.pt").names == {0: "square", 1: "disc", 2: "cross"}
+
+    last.write_bytes(kept)
+    saved(detector("yolov8n", seed=1), Path(teacher))
+    with pytest.raises(ValueError, match="is not the file that this run began with"):
+        MLCYOLO(last).train(resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "teachers"), [("yolo26n", ["yolo26n", "yolo11n"]), ("retinanet", ["retinanet"])])
+def test_several_and_other_kinds_teach(
+    name: str, teachers: list[str], tiny_data: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    files = [saved(detector(each, iou_head=True), tmp_path / f"{each}.pt") for each in teachers]
+    source = f"{name}.yaml" if name.startswith("yolo") else detector_yaml(run_dir, name)
+    options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False}
+    train(source, tiny_data, run_dir / "run", teacher=files, **options)
+    assert rows(run_dir / "run")[0]["train/teach_box"] > 0
+
+
+def test_a_weight_of_zero_asks_no_teacher(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
+    teacher = saved(detector("yolov8n"), tmp_path / "teacher.pt")
+    options = {**STOCK, "epochs": 1, "val": False}
+    idle = train("yolo11n.yaml", tiny_data, run_dir / "idle", teacher=teacher, teacher_weight=0, **options)
+    plain = train("yolo11n.yaml", tiny_data, run_dir / "plain", **options)
+    assert same(idle.trainer.model.state_dict(), plain.trainer.model.state_dict())
+    assert "train/teach_cls" not in rows(run_dir / "idle")[0]
+
+
+def test_a_trainer_that_cannot_follow_a_teacher_says_who_can(tiny_data: Path, run_dir: Path) -> None:
+    given = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(run_dir), "teacher": "big.pt"}
+    with pytest.raises(ValueError, match=r"teacher=big.pt teaches a TaughtTrainer"):
+        MLCTrainer(overrides=given)
+    with pytest.raises(ValueError, match="ssl=soft is learned by SemiTrainer"):
+        TaughtTrainer(overrides={**given, "ssl": "soft"})
+    with pytest.raises(ValueError, match="two ways of distilling"):
+        TaughtTrainer(overrides={**given, "teacher": str(run_dir / "t.pt"), "distill_model": "x.pt"})
+    assert issubclass(SemiTrainer, TaughtTrainer) and not any(run_dir.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "name"), [("sed", "yolo11n"), ("pseudo", "yolo26n"), ("dense", "yolov8n")])
+def test_a_frozen_teacher_takes_the_averages_place(
+    mode: str, name: str, tiny_data: Path, run_dir: Path, tmp_path: Path
+) -> None:
+    """On images without labels; those with labels it teaches too."""
+    teacher = saved(detector("yolov8n", {0: "cross", 1: "square"}), tmp_path / "teacher.pt")
+    options = {"ssl": mode, "ssl_burn_in": 0, "ssl_ramp": 0, "ssl_threshold": 0.5, "ema": False}
+    unlabeled = str(tiny_data.parent / "images" / "train")
+    net = MLCYOLO(f"{name}.yaml")
+    decays: list[float] = []
+    net.add_callback("on_train_start", lambda trainer: decays.append(trainer.ema.decay(10**6)))
+    few = {"epochs": 1, "batch": 4, "nbs": 4, "val": False, "unlabeled": unlabeled}
+    trained = train(net, tiny_data, run_dir / "run", teacher=teacher, **few, **options)
+    assert type(trained.trainer) is SemiTrainer and trained.trainer.model.criterion.teacher.frozen
+    row = rows(run_dir / "run")[0]
+    expected = ["teach_cls", "teach_box", "ssl_cls", "ssl_box", *(["ssl_scale"] if mode == "sed" else [])]
+    assert all(row[f"train/{term}"] > 0 for term in expected) and 0 < row["train/agree_cls"] <= 1
+    assert decays[0] > 0.99979  # upstream's own: the average teaches nobody
+
+
+@pytest.mark.slow
+def test_an_average_that_teaches_nobody_needs_no_ema(tiny_data: Path, run_dir: Path) -> None:
+    given = {"data": str(tiny_data), "project": str(run_dir), "ssl": "soft", "ema": False}
+    with pytest.raises(ValueError, match=r"it needs ema=True"):
+        MLCYOLO("yolo11n.yaml").train(unlabeled=str(tiny_data.parent / "images" / "train"), **given)
+    assert not any(run_dir.iterdir())
