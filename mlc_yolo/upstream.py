@@ -24,7 +24,7 @@
 | `get_assigned_targets_and_loss` returns ((positive, _, boxes, _, _), losses, items) | criterion |
 | `assigner(scores, boxes, points, labels, goals, mask)` gives (_, _, soft targets, positive, slot) | criterion |
 | `BboxLoss` weighs a positive by the sum of its `target_scores` and divides by `target_scores_sum` | criterion |
-| `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | IoU-aware head |
+| `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | heads, teachers |
 | `forward` calls `forward_head(x, **one2many)`, then `_inference`, which calls `_get_decode_boxes` | IoU-aware head |
 | `C3.forward` is cv3(cat(m(cv1(x)), cv2(x))) | stock rewrite |
 | Hailo's exporter asks for `type(head) is Detect`; IMX's replaces `_inference` and counts modules | stock rewrite |
@@ -34,7 +34,7 @@
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
 | `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
 | `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |
-| `Detect` in evaluation gives (decoded, raw), in training raw, by branch where there are two | assignments, semi |
+| `Detect` in evaluation gives (decoded, raw), in training raw, by branch where there are two | semi, teachers |
 | `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |
 | `load_image(i)` brings the long side to `imgsz`; with `rect_mode=False`, both sides | data sets |
 | `labels[i]["shape"]` is the image's (H, W) while `rect` is off | data sets |

@@ -73,7 +73,7 @@ def _step(kind: str, mode: str) -> Run:
             mode=mode,
             student=lambda: model,
             teacher=RunningAverage(lambda: teacher, lambda: model),
-            power=2 * sed,
+            power=2 * (mode in {"sed", "dense"}),
             scale=sed,
         )
         criterion.gain = 1.0

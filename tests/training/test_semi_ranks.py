@@ -29,12 +29,13 @@ def _blind_in_the_dark(_: nn.Module, inputs: tuple[Tensor, ...], output: tuple[T
 
 
 def _clear_threshold(name: str, weak: Tensor) -> float:
-    """The middle of the widest gap between a teacher's best confidences: no rounding carries one across."""
+    """The middle of the widest gap between a teacher's best class scores: no rounding carries one across."""
     teacher = net(name)
     teacher.register_forward_hook(_blind_in_the_dark)
     with torch.no_grad():
-        decoded = teacher(weak)[0]
-    confidences = decoded[:, 4:7].amax(1).flatten().sort(descending=True).values[4:41]
+        raw = teacher(weak)[1]
+    scores = raw.get("one2one", raw)["scores"].sigmoid()  # (B, K, A) of a YOLO, (B, A, K) of others
+    confidences = scores.amax(1 if name.startswith("yolo") else 2).flatten().sort(descending=True).values[4:41]
     gaps = confidences[:-1] - confidences[1:]
     widest = int(gaps.argmax())
     assert gaps[widest] > 1e-2
@@ -92,13 +93,35 @@ def _losses(name: str, mode: str, weak: Tensor, strong: Tensor, threshold: float
     return step(criterion, student, {**batch(weak, strong), "img": weak, **NONE})[0][-3:].detach()
 
 
-def _rank(rank: int, store: str, queue: Any, name: str, mode: str, weak: Tensor, strong: Tensor, clear: float) -> None:
+def _rank(
+    rank: int, cut: int, store: str, queue: Any, name: str, mode: str, weak: Tensor, strong: Tensor, clear: float
+) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    half = slice(rank * len(weak) // 2, (rank + 1) * len(weak) // 2)
-    queue.put(_losses(name, mode, weak[half], strong[half], clear).tolist())
+    own = slice(cut) if rank == 0 else slice(cut, None)
+    queue.put(_losses(name, mode, weak[own], strong[own], clear).tolist())
     dist.barrier()
     dist.destroy_process_group()
+
+
+def _over_two_ranks(
+    cut: int, folder: Path, name: str, mode: str, weak: Tensor, strong: Tensor, threshold: float
+) -> Tensor:
+    """The sum of two ranks' losses, of which the first has `cut` images."""
+    context = mp.get_context("fork")
+    queue = context.Queue()
+    ranks = [
+        context.Process(
+            target=_rank, args=(rank, cut, str(folder / "store"), queue, name, mode, weak, strong, threshold)
+        )
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
+    for process in ranks:
+        process.join()
+    return got
 
 
 @pytest.mark.slow
@@ -119,16 +142,18 @@ def test_two_ranks_equal_one_process(name: str, mode: str, blind: bool, tmp_path
         moved = _decisions(name, mode, weak, strong, threshold, seed)
         assert decided and all(torch.equal(*pair) for pair in zip(decided, moved, strict=True))
     expected = _losses(name, mode, weak, strong, threshold)
-    context = mp.get_context("fork")
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), queue, name, mode, weak, strong, threshold))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
-    for process in ranks:
-        process.join()
+    got = _over_two_ranks(1, tmp_path, name, mode, weak, strong, threshold)
     assert expected[0] > 0
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["sed", "dense", "pseudo"])
+def test_uneven_ranks_equal_one_process(mode: str, tmp_path: Path) -> None:
+    """One image with labels and one without here, three of each there: by the ranks' mean of images, not their own."""
+    weak, strong = photos(4, seed=1), photos(4, seed=9)
+    threshold = _clear_threshold("yolo11n", weak) if mode == "pseudo" else 0.5
+    expected = _losses("yolo11n", mode, weak, strong, threshold)
+    got = _over_two_ranks(1, tmp_path, "yolo11n", mode, weak, strong, threshold)
+    assert expected[0] > 0
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
