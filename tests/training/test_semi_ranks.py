@@ -38,7 +38,7 @@ def _clear_threshold(name: str, weak: Tensor) -> float:
     confidences = scores.amax(1 if name.startswith("yolo") else 2).flatten().sort(descending=True).values[4:41]
     gaps = confidences[:-1] - confidences[1:]
     widest = int(gaps.argmax())
-    assert gaps[widest] > 1e-2
+    assert gaps[widest] > 1e-3  # fifty times what the outputs are moved by
     return float(confidences[widest] - gaps[widest] / 2)
 
 
@@ -150,8 +150,8 @@ def test_two_ranks_equal_one_process(name: str, mode: str, blind: bool, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sed", "dense", "pseudo"])
 def test_uneven_ranks_equal_one_process(mode: str, tmp_path: Path) -> None:
-    """One image with labels and one without here, three of each there: by the ranks' mean of images, not their own."""
-    weak, strong = photos(4, seed=1), photos(4, seed=9)
+    """One image with labels and one without here, two of each there: by the ranks' mean of images, not their own."""
+    weak, strong = photos(3, seed=1), photos(3, seed=9)
     threshold = _clear_threshold("yolo11n", weak) if mode == "pseudo" else 0.5
     expected = _losses("yolo11n", mode, weak, strong, threshold)
     got = _over_two_ranks(1, tmp_path, "yolo11n", mode, weak, strong, threshold)
