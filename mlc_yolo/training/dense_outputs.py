@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mlc_yolo.coding import decode_distance
+from mlc_yolo.losses.product import product_logits
 from mlc_yolo.priors import grid_priors
 
 
@@ -18,7 +19,8 @@ class Dense:
     """A branch's predictions at every anchor.
 
     Attributes:
-        logits: (B, A, K) class logits.
+        logits: (B, A, K) class logits; of a YOLO whose class loss is that of class score times predicted IoU, logits of
+            that product.
         boxes: (B, A, 4) xyxy px of its own input.
         distributions: (B, A, 4, R) logits over distances in strides, where the head has them.
         quality: (B, A) logits of predicted IoU or centerness, where the head has them.
@@ -58,12 +60,15 @@ class Gains:
     quality: float
 
 
-def yolo_dense(raw: dict[str, Any], strides: Sequence[float]) -> Dense:
+def yolo_dense(raw: dict[str, Any], strides: Sequence[float], *, rescore: bool = True) -> Dense:
     """Return a YOLO's raw predictions decoded, by its outputs' shapes alone.
+
+    Its logits are those of what it ranks detections by: with an IoU channel, of class score times predicted IoU.
 
     Args:
         raw: boxes (B, 4R, A), scores (B, K, A), feats, and iou (B, 1, A) where the head has it.
         strides: input px per cell of each level.
+        rescore: whether it ranks by the predicted IoU too.
     """
     sizes = level_sizes(raw["feats"])
     sides = raw["boxes"].float().transpose(1, 2).unflatten(2, (4, -1))
@@ -72,7 +77,10 @@ def yolo_dense(raw: dict[str, Any], strides: Sequence[float]) -> Dense:
     priors = grid_priors(sizes, strides, device=sides.device)
     boxes = decode_distance(distances * priors.strides[:, None], priors.points)
     quality = raw["iou"][:, 0] if "iou" in raw else None
-    return Dense(raw["scores"].transpose(1, 2), boxes, sides if len(bins) > 1 else None, quality, sizes)
+    logits = raw["scores"].transpose(1, 2)
+    if quality is not None and rescore:
+        logits = product_logits(logits, quality[..., None])
+    return Dense(logits, boxes, sides if len(bins) > 1 else None, quality, sizes)
 
 
 def level_sizes(feats: list[Tensor]) -> list[tuple[int, int]]:

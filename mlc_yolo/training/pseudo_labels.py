@@ -27,7 +27,7 @@ def pseudo_labels(
         seen: what the teacher sees.
         classes: (n,) int64, the student's class for each of the teacher's; None where they are the same.
         size: (H, W) of the input in px.
-        threshold: least class probability. Predicted IoU neither counts here nor in NMS.
+        threshold: least probability of `seen.logits`, which NMS ranks by too.
         nms_iou: overlap from which NMS suppresses; 1 keeps all, for a branch that finds an object once.
         max_det: labels per image.
 

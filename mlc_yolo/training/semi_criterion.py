@@ -16,8 +16,8 @@ teacher's largest class probability are positive, with that probability as their
 0, weighted by the square of what the student says there.
 
 pseudo: with a teacher that is sure of little, the background's loss would be divided by almost nothing. So it is
-divided by the positives of labels and pseudo-labels together. A label needs a class probability of `threshold`;
-predicted IoU does not count, as its product with the class does not reach 0.7 early.
+divided by the positives of labels and pseudo-labels together. A label needs a class probability of `threshold`.
+Predicted IoU does not count where it is taught beside the class, as then their product does not reach 0.7 early.
 
 The class, box and DFL losses have the gains of the supervised ones. With a running average the finest level has no
 partner at half scale, so it learns classes without labels, but no boxes. All student passes happen within the model's

@@ -4,7 +4,8 @@
    detector, no class in common.
 2. Its classes are matched with the student's by name. Of classes that it lacks it says nothing.
 3. Once frozen it normalises by its running statistics, and gives raw predictions of its one-to-many branch alone.
-4. Several are averaged: class probabilities over those who know the class; boxes, distributions and predicted IoU
+4. Its word on a class is what it ranks detections by: of a YOLO with an IoU channel class score times predicted IoU.
+5. Several are averaged: class probabilities over those who know the class; boxes, distributions and predicted IoU
    weighted by each one's foreground.
 
 Nothing here is part of the student: checkpoints keep a teacher's path and digest, not its weights.
@@ -239,7 +240,7 @@ def _teacher(file: str, model: Any, student: nn.Module, names: Mapping[int, str]
         head.end2end = False  # fusing then drops the one-to-one branch, if there is one
 
         def read(raw: dict[str, Any]) -> Dense:
-            return yolo_dense(raw.get("one2many", raw), strides)
+            return yolo_dense(raw.get("one2many", raw), strides, rescore=getattr(head, "rescore", False))
 
     model.criterion = None
     model.fuse(verbose=False)

@@ -123,14 +123,17 @@ class PerTaskLoss(v8DetectionLoss):
         return self._inputs(preds, batch, priors, self._decode(priors.points / priors.strides[:, None], distances))
 
     def dense(self, raw: dict[str, Any]) -> Dense:
-        """Return raw head outputs decoded, with gradients."""
+        """Return raw head outputs decoded, with gradients; logits of the product where that is what trains."""
         priors = self._priors(raw)
         distances = raw["boxes"].permute(0, 2, 1).contiguous()
         strides = priors.strides[:, None]
         boxes = self._decode(priors.points / strides, distances) * strides
         distributions = distances.unflatten(2, (4, -1)) if self.use_dfl else None
         quality = raw["iou"][:, 0] if "iou" in raw else None
-        return Dense(raw["scores"].transpose(1, 2), boxes, distributions, quality, level_sizes(raw["feats"]))
+        logits = raw["scores"].transpose(1, 2)
+        if self._trains_product(raw):
+            logits = product_logits(logits, raw["iou"].transpose(1, 2))
+        return Dense(logits, boxes, distributions, quality, level_sizes(raw["feats"]))
 
     def gains(self) -> Gains:
         """Return the weights of the epoch's terms."""

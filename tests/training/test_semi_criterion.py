@@ -313,6 +313,9 @@ def test_dense_predictions_are_those_the_head_decodes() -> None:
     centre, size = decoded[:, :2].transpose(1, 2), decoded[:, 2:4].transpose(1, 2)
     torch.testing.assert_close(found.boxes, torch.cat((centre - size / 2, centre + size / 2), 2), rtol=1e-4, atol=1e-3)
     assert found.sizes == [(8, 16), (4, 8), (2, 4)] and found.distributions.shape == (2, 168, 4, 16)
+    torch.testing.assert_close(decoded[:, 4:7].transpose(1, 2), found.logits.sigmoid())  # the product, as trained
+    criterion.by_product = False
+    apart = criterion.dense(raw)
     torch.testing.assert_close(
-        decoded[:, 4:7].transpose(1, 2), found.logits.sigmoid() * found.quality.sigmoid()[..., None]
+        decoded[:, 4:7].transpose(1, 2), apart.logits.sigmoid() * apart.quality.sigmoid()[..., None]
     )
