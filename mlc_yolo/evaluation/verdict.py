@@ -140,14 +140,15 @@ def _trust(diagnosis: Diagnosis) -> list[str]:
         )
     if edges is not None:
         sentence = (
-            f"Stated deviations of edges: {100 * edges.overall:.0f} % of the edges of {edges.count} detections lie "
-            "within one, 68 % would be honest."
+            f"Edges: the head states a standard deviation for each side. {100 * edges.overall:.0f} % of the true edges "
+            f"of {edges.count} detections lie within one, where an honest one holds 68 %."
         )
         if abs(edges.factor - 1) > HONEST:
-            much = "small" if edges.factor > 1 else "large"
+            sits = "worse" if edges.factor > 1 else "better"
             sentence += (
-                f" They are too {much}: {edges.factor:.2f} times them would be right here. mlc-yolo val calibrate=True "
-                "stores such a factor, measured on data that the model was not trained on."
+                f" Boxes sit {sits} than stated: {edges.factor:.2f} times these deviations would be right here. "
+                "mlc-yolo val calibrate=True stores such a factor; measure it on data that the model was not trained "
+                "on."
             )
         said.append(sentence)
     return said

@@ -57,7 +57,8 @@ class Coverage:
     def text(self) -> str:
         """Return it as one line."""
         sides = ", ".join(f"{name} {value:.2f}" for name, value in zip(SIDES, self.by_side, strict=True))
-        sizes = ", ".join(f"{name} {value:.2f}" for name, value in zip(SIZES, self.by_size, strict=True))
+        known = ((name, value) for name, value in zip(SIZES, self.by_size, strict=True) if value == value)
+        sizes = ", ".join(f"{name} {value:.2f}" for name, value in known)
         return (
             f"{self.overall:.2f} of the edges of {self.count} detections lie within one sigma, {WITHIN_ONE:.2f} is "
             f"honest ({sides}; {sizes}); sigma times {self.factor:.2f} would be"

@@ -142,8 +142,9 @@ def test_deviations_of_edges_are_judged_as_a_validation_judges_them(
     assert held["coverage"][0]["within_one_sigma"] == measured.overall and held["sigma_factor"] == measured.factor
     lines = (diagnosis.folder / "coverage.csv").read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["part", *parts]
-    said = next(sentence for sentence in verdict(diagnosis) if sentence.startswith("Stated deviations"))
-    assert f"{100 * measured.overall:.0f} % of the edges of {measured.count} detections" in said
+    said = next(sentence for sentence in verdict(diagnosis) if sentence.startswith("Edges: "))
+    assert f"{100 * measured.overall:.0f} % of the true edges of {measured.count} detections" in said
+    assert ("better than stated" in said) == (measured.factor < 0.9)
     assert ("calibrate=True" in said) == (abs(measured.factor - 1) > 0.1)
     assert any(sentence.startswith("Predicted IoU: ") for sentence in verdict(diagnosis))
 

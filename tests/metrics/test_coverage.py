@@ -48,6 +48,7 @@ def test_sides_and_sizes_are_counted_by_themselves() -> None:
     np.testing.assert_allclose(found.by_size, [0.5, 0.5, 1])
     assert found.overall == pytest.approx(8 / 12)
     assert "0.67 of the edges of 3 detections" in found.text() and "large 1.00" in found.text()
+    assert "nan" not in coverage(errors, np.ones((3, 4)), np.full(3, 500.0)).text(), "where all objects are small"
 
 
 def test_without_detections_nothing_is_known() -> None:
