@@ -56,7 +56,7 @@ class TaughtTrainer(MLCTrainer):
             raise ValueError("teacher and distill_model are two ways of distilling: leave one out")
         description = self._known_data[1] if self._known_data else {}
         names = {0: "item"} if run.single_cls else description.get("names")
-        refuse_teachers(files, trust=self.arguments.trust, names=names)
+        refuse_teachers(files, trust=self.arguments.trust, names=names, imgsz=run.imgsz)
         return {**settled, "teacher": files if len(files) > 1 else files[0]}
 
     @property

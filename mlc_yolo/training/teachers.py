@@ -1,7 +1,7 @@
 """Frozen teachers: tuned detectors that see the very images the student sees, and say what is at every anchor.
 
 1. A file is checked as every checkpoint is, and refused if it cannot teach this student: other strides, another kind of
-   detector, no class in common.
+   detector, no class in common. An ONNX file is data already; see `training.onnx_teacher`.
 2. Its classes are matched with the student's by name. Of classes that it lacks it says nothing.
 3. Once frozen it normalises by its running statistics, and gives raw predictions of its one-to-many branch alone.
 4. Its word on a class is what it ranks detections by: of a YOLO with an IoU channel class score times predicted IoU.
@@ -27,6 +27,7 @@ from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.iou_aware import has_room
 from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.training.dense_outputs import Dense, level_sizes, yolo_dense
+from mlc_yolo.training.onnx_teacher import OnnxDetector, exported_dense
 
 #: A probability's distance from 0 and 1 where an average of probabilities becomes a logit again.
 _EPS = 1e-6
@@ -44,7 +45,7 @@ class Teacher:
     """
 
     model: nn.Module
-    read: Callable[[dict[str, Any]], Dense]
+    read: Callable[[Any], Dense]
     own: Tensor
     classes: Tensor
 
@@ -128,7 +129,7 @@ def load_teachers(files: Sequence[str], student: nn.Module, names: Mapping[int, 
     """Load frozen teachers of a student.
 
     Args:
-        files: checkpoints, .pt or .safetensors.
+        files: checkpoints, .pt or .safetensors, or exports, .onnx.
         student: the network that is trained.
         names: its classes by index.
         trust: open files unchecked.
@@ -146,14 +147,16 @@ def refuse_teachers(
     trust: bool,
     student: nn.Module | None = None,
     names: Mapping[int, str] | None = None,
+    imgsz: Any = None,
 ) -> None:
     """Refuse teachers that cannot teach, by what is known before a run folder is made.
 
     Args:
-        files: checkpoints, .pt or .safetensors.
+        files: checkpoints, .pt or .safetensors, or exports, .onnx.
         trust: open files unchecked.
         student: the network to be trained, if it is there.
         names: classes of the data by index, if they are known.
+        imgsz: the run's image size in px, if it is known.
 
     Raises:
         FileNotFoundError: a missing file.
@@ -163,6 +166,11 @@ def refuse_teachers(
         model = _opened(file, trust=trust)
         if student is not None:
             _refuse_other_kind(file, model, student)
+        if isinstance(model, OnnxDetector) and imgsz is not None and model.size != (imgsz, imgsz):
+            height, width = model.size
+            raise ValueError(
+                f"teacher={file} takes {height} x {width} px, the run imgsz={imgsz}: export it at that size"
+            )
         if names is not None:
             _shared_classes(file, model.names, names)
 
@@ -205,8 +213,10 @@ def _opened(file: str, *, trust: bool) -> Any:
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"teacher={file}: there is no such file")
-    if path.suffix not in {".pt", tensors_file.SUFFIX}:
-        raise ValueError(f"teacher={file}: expected a checkpoint, .pt or {tensors_file.SUFFIX}")
+    if path.suffix not in {".pt", ".onnx", tensors_file.SUFFIX}:
+        raise ValueError(f"teacher={file}: expected a checkpoint, .pt or {tensors_file.SUFFIX}, or an export, .onnx")
+    if path.suffix == ".onnx":
+        return OnnxDetector(path)
     if path.suffix == tensors_file.SUFFIX:
         model: Any = tensors_file.load(path)[0]
     else:
@@ -229,7 +239,10 @@ def _teacher(file: str, model: Any, student: nn.Module, names: Mapping[int, str]
     """Return a detector frozen, with its classes matched."""
     _refuse_other_kind(file, model, student)
     own, classes = _shared_classes(file, model.names, names)
-    head = model.model[-1]
+    if isinstance(model, OnnxDetector):
+        sizes = model.levels(_strides(_head(student)))
+        return Teacher(model, lambda decoded: exported_dense(decoded, sizes), torch.tensor(own), torch.tensor(classes))
+    head = _head(model)
     strides = _strides(head)
     if isinstance(head, DenseDetect):
 
@@ -258,15 +271,39 @@ def _refuse_other_kind(file: str, teacher: Any, student: Any) -> None:
     layers = getattr(student, "model", None)
     if not isinstance(layers, nn.Sequential):
         raise ValueError(f"teacher={file} teaches a model, got {type(student).__name__}: give a .pt or a model YAML")
+    if isinstance(teacher, OnnxDetector):
+        _refuse_other_anchors(file, teacher, student)
+        return
     kinds = [getattr(model, "kind", "YOLO") for model in (teacher, student)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"teacher={file} is a {kinds[0]}, the student a {kinds[1]}: a detector teaches its own kind")
-    strides = [_strides(model.model[-1]) for model in (teacher, student)]
+    strides = [_strides(_head(model)) for model in (teacher, student)]
     if strides[0] != strides[1]:
         told = ["[" + ", ".join(f"{stride:g}" for stride in each) + "]" for each in strides]
         raise ValueError(
             f"teacher={file} has levels of strides {told[0]}, the student of {told[1]}: they must be the same"
         )
+
+
+def _refuse_other_anchors(file: str, teacher: OnnxDetector, student: Any) -> None:
+    """Refuse an export whose anchors are not a YOLO's of the student's strides.
+
+    Raises:
+        ValueError: it has another number, or the student is a ported detector.
+    """
+    if isinstance(_head(student), DenseDetect):
+        raise ValueError(f"teacher={file} is an export, which teaches YOLO alone: give a {student.kind}'s checkpoint")
+    strides = _strides(_head(student))
+    cells = sum(height * width for height, width in teacher.levels(strides))
+    if teacher.anchors != cells:
+        raise ValueError(
+            f"teacher={file} has {teacher.anchors} anchors at {teacher.size[0]} x {teacher.size[1]} px, where strides "
+            f"{strides} have {cells}: give a detector of the student's strides, exported without nms and end2end"
+        )
+
+
+def _head(model: Any) -> Any:
+    return model.model[-1]
 
 
 def _strides(head: Any) -> list[float]:

@@ -83,6 +83,16 @@ def test_several_and_other_kinds_teach(
     assert rows(run_dir / "run")[0]["train/teach_box"] > 0
 
 
+@pytest.mark.slow
+def test_an_exported_detector_teaches(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
+    file = MLCYOLO(saved(detector("yolov8n"), tmp_path / "t.pt")).export(format="onnx", imgsz=64, simplify=False)
+    options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False}
+    trained = train("yolo11n.yaml", tiny_data, run_dir / "run", teacher=file, **options)
+    assert rows(run_dir / "run")[0]["train/teach_box"] > 0
+    best = torch.load(trained.trainer.best, weights_only=False)
+    assert list(best[TEACHERS]) == [file]
+
+
 def test_a_weight_of_zero_asks_no_teacher(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
     teacher = saved(detector("yolov8n"), tmp_path / "teacher.pt")
     options = {**STOCK, "epochs": 1, "val": False}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,53 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     torch.testing.assert_close(teachers(smooth()).logits, logits[..., [2, 0]], rtol=1e-3, atol=1e-2)
 
 
+# Exported -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A YOLOv8n's ONNX file for one image of 64 px, and the net."""
+    folder = tmp_path_factory.mktemp("exported")
+    model = detector("yolov8n", {0: "cross", 1: "lion"})
+    made = MLCYOLO(saved(model, folder / "teacher.pt")).export(format="onnx", imgsz=64, simplify=False)
+    return Path(made), model
+
+
+def test_an_exported_teacher_sees_what_its_detector_decodes(exported: tuple[Path, Any]) -> None:
+    file, model = exported
+    images = smooth(3, 64, 64)
+    with torch.no_grad():
+        decoded = model(images)[0]
+    teachers = load_teachers([str(file)], detector("yolo11n"), NAMES, trust=False)
+    seen = teachers(images)
+    assert teachers.classes.tolist() == [2] and seen.distributions is None and seen.sizes == [(8, 8), (4, 4), (2, 2)]
+    torch.testing.assert_close(seen.logits.sigmoid(), decoded[:, 4:5].transpose(1, 2), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(seen.boxes, xywh2xyxy(decoded[:, :4].transpose(1, 2)), rtol=1e-3, atol=0.05)
+    with pytest.raises(ValueError, match="takes 64 x 64 px, got 64 x 128"):
+        teachers(smooth())
+
+
+@pytest.mark.parametrize(
+    ("student", "imgsz", "message"),
+    [
+        ("yolov8n-p2", 64, r"has 84 anchors at 64 x 64 px, where strides \[4.* have 340"),
+        ("yolo11n", 128, "takes 64 x 64 px, the run imgsz=128"),
+        ("fcos", 64, "is an export, which teaches YOLO alone"),
+    ],
+)
+def test_an_exported_teacher_that_does_not_fit_is_refused(
+    student: str, imgsz: int, message: str, exported: tuple[Path, Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        refuse_teachers([str(exported[0])], trust=False, student=detector(student), names=NAMES, imgsz=imgsz)
+
+
+def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.onnx").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="cannot be opened as ONNX"):
+        refuse_teachers([str(tmp_path / "t.onnx")], trust=False)
+
+
 # Several --------------------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +185,7 @@ REFUSED = [
         ValueError,
         "knows lion, Cat; the data has square, disc, cross: no name is in both",
     ),
-    (lambda folder: Path(__file__), ValueError, "expected a checkpoint"),
+    (lambda folder: Path(__file__), ValueError, "expected a checkpoint, .pt or .safetensors, or an export, .onnx"),
 ]
 
 
