@@ -71,6 +71,8 @@
 | `_predict_once` reads `f`, `i` and `save` of a model's layers | detectors |
 | exporter and predictor set `export`, `format`, `dynamic`, `xyxy`, `max_det` on a head | detectors' heads |
 | `AutoBackend` keeps a PyTorch model in `model`, with `format` "pt" | NMS that a head asks for |
+| at `on_export_start` an exporter has `metadata`, which it then writes, `output_shape` and `model` | placement |
+| ... where `AutoBackend` finds it as `metadata`; `Detect.forward` decodes by `_inference` while exporting | placement |
 | `DetectionPredictor.construct_results(preds, img, orig_imgs)` makes `Results` of (n, 6) rows | predictor |
 | ... by `construct_result(pred, img, orig_img, img_path)`, an image each | predictor: resize |
 | `Results` map their parts, `boxes` among them, into what `new()` gives; rows are picked by `boxes[...]` | results |

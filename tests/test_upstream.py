@@ -317,6 +317,33 @@ def test_a_pytorch_model_is_found_inside_the_backend() -> None:
     assert not any(isinstance(module, DetectionModel) for module in backend.modules())
 
 
+def test_what_a_callback_adds_to_an_exporters_metadata_is_read_back_from_the_file(tmp_path: Path) -> None:
+    class Doubled(Detect):
+        def _inference(self, x: dict[str, Any]) -> torch.Tensor:
+            return 2 * super()._inference(x)
+
+    seen: list[tuple[int, ...]] = []
+
+    def note(exporter: Any) -> None:
+        assert not list(tmp_path.glob("*.torchscript")) and exporter.model.names == {0: "a", 1: "b"}
+        seen.append(exporter.output_shape)
+        exporter.metadata["own"] = "one,two"
+
+    net = _model().eval()
+    net.task, net.args = "detect", {"data": ""}
+    net.names, net.pt_path = {0: "a", 1: "b"}, str(tmp_path / "net.pt")
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = 2 * net(image)[0]
+    net.model[-1].__class__ = Doubled
+    exporter = Exporter(overrides={"format": "torchscript", "imgsz": 64, "device": "cpu", "batch": 1})
+    exporter.callbacks["on_export_start"].append(note)
+    file = exporter(model=net)
+    backend = AutoBackend(file, device=torch.device("cpu"))
+    assert backend.metadata["own"] == "one,two" and seen == [tuple(expected.shape)]
+    torch.testing.assert_close(backend(image), expected, rtol=1e-4, atol=1e-3)
+
+
 def test_what_the_exporter_sets_on_a_head_is_there_from_the_start() -> None:
     assert all(hasattr(Detect, name) for name in ("export", "format", "dynamic", "xyxy", "max_det"))
 

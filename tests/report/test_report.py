@@ -445,8 +445,8 @@ def test_a_change_that_places_boxes_better_narrows_that_gap_and_the_table_says_s
     placed = rows["place"][2]
     assert placed["shown"] and placed["value"] < -10
     assert rows[Repair.INSIDE.value][0]["value"] > 5
-    write_report(compared, tmp_path / "page" / "report.html")
-    lines = (tmp_path / "page" / "gaps.csv").read_text().splitlines()
+    write_report(compared, compared.folder / "report.html")
+    lines = (compared.folder / "gaps.csv").read_text().splitlines()
     assert lines[0].startswith("data,variant,baseline,mistake,seeds,baseline_gap,gap,difference,low,high")
     inside = next(line for line in lines if ",rank inside objects," in line).split(",")
     assert [float(inside[5]), float(inside[6])] == pytest.approx([c["value"] for c in rows["rank inside objects"][:2]])
