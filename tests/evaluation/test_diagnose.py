@@ -174,13 +174,18 @@ def test_an_export_is_diagnosed_as_its_checkpoint_is(
 ) -> None:
     path = checkpoint("yolo11n")
     native = _run(MLCYOLO(path), tiny_data, run_dir, rect=False, batch=1)
-    exported = MLCYOLO(MLCYOLO(path).export(format=format, imgsz=96, device="cpu"), task="detect")
+    placed = format == "onnx"
+    file = MLCYOLO(path).export(format=format, imgsz=96, device="cpu", placement=placed)
+    exported = MLCYOLO(file, task="detect")
     diagnosis = _run(exported, tiny_data, run_dir, batch=1)
     assert diagnosis.seen.candidates is not None
     assert native.seen.candidates is not None
     np.testing.assert_allclose(diagnosis.seen.candidates[:, IOU], native.seen.candidates[:, IOU], rtol=0, atol=1e-3)
     assert diagnosis.ap.mean == pytest.approx(native.ap.mean, abs=0.5)
     assert diagnosis.seen.without_rescoring is None
+    assert (diagnosis.seen.predicted is not None) == placed, "whose file says how well its boxes sit"
+    if placed:
+        np.testing.assert_allclose(diagnosis.seen.predicted, native.seen.predicted, rtol=0, atol=1e-3)
 
 
 def test_a_head_that_needs_no_nms_has_no_candidates_and_says_so(
