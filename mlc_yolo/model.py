@@ -41,6 +41,7 @@ from mlc_yolo.training.misfits import (
     refuse_for_yolo,
 )
 from mlc_yolo.training.semi_trainer import SemiTrainer
+from mlc_yolo.training.task_trainers import TASK_TRAINERS
 from mlc_yolo.training.taught_trainer import TaughtTrainer
 from mlc_yolo.training.teachers import refuse_teachers, teacher_files
 from mlc_yolo.training.trainer import MLCTrainer
@@ -63,14 +64,12 @@ class MLCYOLO(OpenedYOLO):
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
-        """Upstream's classes by task, with ours for detection."""
-        ours = {
-            "model": DetectionModel,
-            "trainer": MLCTrainer,
-            "validator": MLCValidator,
-            "predictor": MLCPredictor,
-        }
-        return {**super().task_map, "detect": ours}
+        """Upstream's classes by task, with ours for detection, and our trainers of segmentation and pose."""
+        ours = {"trainer": MLCTrainer, "validator": MLCValidator, "predictor": MLCPredictor, "model": DetectionModel}
+        tasks: dict[str, dict[str, Any]] = {**super().task_map, "detect": ours}
+        for task, trainer in TASK_TRAINERS.items():
+            tasks[task] = {**tasks[task], "trainer": trainer}
+        return tasks
 
     def _smart_load(self, key: str) -> Any:
         """Return the class for this model's task; of predictors, one that resizes images as the call asked."""
@@ -100,14 +99,14 @@ class MLCYOLO(OpenedYOLO):
             custom = kwargs.pop("assigner")
             if isinstance(custom, type):
                 raise TypeError(f"assigner={custom.__name__} is a class; give an instance: {custom.__name__}()")
-        arguments = self._arguments(kwargs)
+        learns = self.task in TASK_TRAINERS and trainer is None
+        arguments = self._arguments(kwargs, fitting=options.FOR_TASKS if learns else frozenset())
         asked = arguments.flat()
         if self.task != "detect":
-            if custom is not None:
-                raise ValueError(
-                    f"an assigner object is for detection models, but this is a {self.task} model: leave it out"
-                )
-            return super().train(trainer, **self._looked_at(asked))
+            if custom is not None and not learns:
+                raise ValueError(f"no assigner object fits this training of a {self.task} model: leave it out")
+            chosen = trainer if custom is None else partial(self._smart_load("trainer"), assigner=custom)
+            return super().train(chosen, **self._looked_at(asked))
         self._refuse_misfits(arguments)
         if asked.get("cfg"):
             asked.setdefault("trust", self.trust)  # which the file is not asked for
@@ -333,21 +332,25 @@ class MLCYOLO(OpenedYOLO):
         run = {**self.overrides, **asked, "mode": "train"}
         return MLCTuner(run, self.callbacks, arguments=arguments, model=self.model)(iterations=iterations)
 
-    def _arguments(self, kwargs: dict[str, Any]) -> Arguments:
+    def _arguments(self, kwargs: dict[str, Any], *, fitting: frozenset[str] = frozenset()) -> Arguments:
         """Return the arguments of a method, checked, with empty options filled for this model.
+
+        Args:
+            kwargs: by name.
+            fitting: options of ours that a model of another task takes in this method.
 
         Raises:
             ValueError: a value outside its domain, or an option of ours on a model of another task.
             TypeError: a value of the wrong type.
         """
         arguments = Arguments.of(kwargs, trust=self.trust)
-        if self.task != "detect" and (named := [name for name in kwargs if name in arguments.explicit]):
+        if self.task != "detect" and (named := [n for n in kwargs if n in arguments.explicit - fitting]):
             raise ValueError(
                 f"{', '.join(named)}: only for detection models, but '{self.overrides.get('model')}' is a {self.task} "
                 "model. Leave these options out, or use a detection model"
             )
         if self.task != "detect":
-            return replace(arguments, explicit=frozenset())
+            return replace(arguments, explicit=arguments.explicit & fitting)
         return arguments.for_model(self._kind()) if isinstance(self.model, torch.nn.Module) else arguments
 
     def _prepared(self, kwargs: dict[str, Any]) -> Arguments:

@@ -6,7 +6,7 @@ and `__metadata__`, texts by name; then the tensors, row-major, little-endian, w
 writing it here costs less than depending on the package, which Ultralytics does not.
 
 `__metadata__` has `format: pt` and `mlc_yolo`: the JSON of `version`, `yaml` (the model's, which builds its layers),
-`names` of the classes, `channels`, `task` and `train_args`.
+`names` of the classes, `channels`, `task` and `train_args`; for pose also the keypoints' names and sigmas.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.modules.head import OBB, Pose, Segment
+from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import __version__, whole_files
@@ -38,29 +39,39 @@ _DTYPES = {
 }
 _LONGEST_HEADER = 100_000_000
 
+#: Task -> the class that a YAML of it builds.
+_MODELS: dict[str, type[DetectionModel]] = {
+    "detect": DetectionModel,
+    "segment": SegmentationModel,
+    "pose": PoseModel,
+}
+#: What a pose model knows beside its YAML.
+_OF_POSE = ("kpt_names", "kpt_oks_sigmas")
+
 
 def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = None) -> None:
     """Write a model, in one step.
 
     Args:
         file: where to; it should end in `.safetensors`.
-        model: a detection model, not fused; its tensors are written in the types they have.
+        model: a model of detection, segmentation or pose, not fused; its tensors are written in the types they have.
         train_args: options of its training, by name; what JSON has no type for is written as text.
 
     Raises:
         ValueError: its YAML does not build it, as after `fuse()` or an export to stock layers.
-        TypeError: it is no detection model.
+        TypeError: it is a model of another task.
         OSError: the file cannot be written.
     """
-    if not isinstance(model, DetectionModel):
-        raise TypeError(f"{SUFFIX} files hold detection models, got {type(model).__name__}")
+    if not isinstance(model, DetectionModel) or isinstance(model.model[-1], OBB):
+        raise TypeError(f"{SUFFIX} files hold models of {', '.join(_MODELS)}, got {type(model).__name__}")
     description = {
         "version": __version__,
-        "task": "detect",
+        "task": _task(model),
         "yaml": model_yaml.without_fetching(model.yaml),
         "names": {str(label): name for label, name in model.names.items()},
         "channels": model.yaml.get("channels", 3),
         "train_args": train_args or {},
+        **{name: value for name in _OF_POSE if (value := getattr(model, name, None)) is not None},
     }
     metadata = whole_files.json_text(description, default=str)
     state = model.state_dict()
@@ -93,6 +104,9 @@ def load(file: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
         model = _build(description, tensors)
         model.load_state_dict(tensors)
         model.names = {int(label): str(name) for label, name in description["names"].items()}
+        for name in _OF_POSE:
+            if name in description:
+                setattr(model, name, _numbered(description[name]))
         arguments = dict(description["train_args"])
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is not a model written by mlc-yolo: {type(error).__name__}: {error}") from error
@@ -101,7 +115,7 @@ def load(file: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = True  # as upstream loads checkpoints; it shows in the last digits
-    model.args, model.task, model.pt_path = {**DEFAULT_CFG_DICT, **arguments}, "detect", str(file)
+    model.args, model.task, model.pt_path = {**DEFAULT_CFG_DICT, **arguments}, description["task"], str(file)
     return model.eval(), {"model": model, "ema": None, "epoch": -1, "train_args": arguments}
 
 
@@ -117,7 +131,7 @@ def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Detection
     if "detector" in config:
         model: DetectionModel = DetectorModel(config, ch=channels, nc=config["nc"], verbose=False)
     else:
-        model = DetectionModel(config, ch=channels, verbose=False)
+        model = _MODELS[description["task"]](config, ch=channels, verbose=False)
         _widen(model, config, tensors)
         if any("cv_iou." in name for name in tensors):
             add_iou_channel(model.model[-1])
@@ -128,13 +142,24 @@ def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Detection
     return model.to(memory_format=torch.contiguous_format)  # as checkpoints are
 
 
+def _task(model: DetectionModel) -> str:
+    """Return the task of a model."""
+    head = model.model[-1]
+    return "segment" if isinstance(head, Segment) else "pose" if isinstance(head, Pose) else "detect"
+
+
+def _numbered(value: Any) -> Any:
+    """Return a value of JSON with the integers that were its keys."""
+    return {int(key): item for key, item in value.items()} if isinstance(value, dict) else value
+
+
 def _widen(model: DetectionModel, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Make the class branches as wide as `tensors` are: their width follows the number of classes, up to 100."""
     head: Any = model.model[-1]
     last = tensors.get(f"model.{head.i}.cv3.0.{len(head.cv3[0]) - 1}.weight")
     if last is None or last.shape[1] == head.cv3[0][-1].in_channels:
         return
-    wide: Any = DetectionModel({**config, "nc": last.shape[1]}, ch=model.yaml["channels"], verbose=False).model[-1]
+    wide: Any = type(model)({**config, "nc": last.shape[1]}, ch=model.yaml["channels"], verbose=False).model[-1]
     for name in ("cv3", "one2one_cv3"):
         for branch in getattr(wide, name, None) or ():
             branch[-1] = nn.Conv2d(branch[-1].in_channels, head.nc, 1)

@@ -205,6 +205,15 @@ class DurableTrainer(DetectionTrainer):
         """Return what finished checkpoints keep of where they come from, beside the arguments."""
         return {}
 
+    def read_results_csv(self) -> dict[str, list[Any]]:
+        """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
+        import polars
+
+        try:
+            return polars.read_csv(self.csv, null_values=["nan"], infer_schema_length=None).to_dict(as_series=False)
+        except (OSError, polars.exceptions.PolarsError):
+            return {}
+
     def final_eval(self) -> None:
         """Strip the checkpoints and validate best.pt as upstream does, but every file in one step."""
         with torch_distributed_zero_first(LOCAL_RANK):

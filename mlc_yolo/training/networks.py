@@ -27,7 +27,7 @@ def build_yolo(
     weights: nn.Module | None,
     arguments: Arguments,
     *,
-    data: dict[str, Any],
+    make: Callable[..., DetectionModel],
     name_classes: Callable[[nn.Module], Any],
     resuming: bool,
     verbose: bool,
@@ -38,7 +38,7 @@ def build_yolo(
         cfg: model YAML or its content.
         weights: model to take weights from.
         arguments: what was asked for.
-        data: upstream's description of the data set.
+        make: makes the network of a YAML for the data's classes; takes `verbose`.
         name_classes: upstream's, which names a model's classes so that weights move by name.
         resuming: whether the run goes on from `weights`: then everything is as in them.
         verbose: log the model's summary.
@@ -49,7 +49,7 @@ def build_yolo(
     if isinstance(weights, DetectorModel):
         raise ValueError(f"expected weights of a YOLO, got weights of a {weights.kind}: use its model YAML")
     ours = arguments.for_model(None).ours
-    model = DetectionModel(cfg, nc=data["nc"], ch=data["channels"], verbose=verbose)
+    model = make(cfg, verbose=verbose)
     model.yaml = model_yaml.without_fetching(model.yaml)
     name_classes(model)
     layers: Any = model.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -43,6 +44,8 @@ class MLCTrainer(DurableTrainer):
         >>> trainer = MLCTrainer(overrides={"model": "yolo11n.yaml", "assigner": "mlc"})  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
+
+    build_criterion: ClassVar[Callable[..., Any]] = staticmethod(build_criterion)  # of a YOLO
 
     args: Any
     model: Any
@@ -177,15 +180,19 @@ class MLCTrainer(DurableTrainer):
             ValueError: options or data that this model cannot have.
         """
         common: dict[str, Any] = {
-            "data": self.data,
             "name_classes": self.set_model_names_for_load,
             "verbose": verbose and RANK in {-1, 0},
         }
         config = cfg if isinstance(cfg, dict) and "detector" in cfg else find_config(cfg)
         if config is None:
-            return build_yolo(cfg, weights, self.arguments, resuming=bool(self.resume), **common)
+            make = self.new_network
+            return build_yolo(cfg, weights, self.arguments, make=make, resuming=bool(self.resume), **common)
         pretrained = None if self.resume else self.args.pretrained
-        return build_detector(config, weights, self.arguments, pretrained=pretrained, **common)
+        return build_detector(config, weights, self.arguments, data=self.data, pretrained=pretrained, **common)
+
+    def new_network(self, cfg: Any, *, verbose: bool) -> DetectionModel:
+        """Return the network of a YAML for the data's classes and channels."""
+        return DetectionModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
 
     def setup_model(self) -> Any:
         """Set the model up as upstream does; torchvision weights and frozen stages are the detectors' own."""
@@ -315,15 +322,6 @@ class MLCTrainer(DurableTrainer):
         self._take_trained_weights()  # without a validation nothing has done it
         return super().save_model()
 
-    def read_results_csv(self) -> dict[str, list[Any]]:
-        """Read results.csv; a rank correlation without detections is "nan" there and None here, not a word."""
-        import polars
-
-        try:
-            return polars.read_csv(self.csv, null_values=["nan"], infer_schema_length=None).to_dict(as_series=False)
-        except (OSError, polars.exceptions.PolarsError):
-            return {}
-
     def _attach_criterion(self) -> Any:
         model = _trained(unwrap_model(self.model))
         common = {"schedule": self.schedule(), "prior_scale": self.args.prior_scale, "iou_gain": self.args.iou_gain}
@@ -331,7 +329,7 @@ class MLCTrainer(DurableTrainer):
             model.criterion = DetectorLoss(model, **common, align_gain=self.args.align_gain)
         else:
             by_product = self.args.iou_training == "product" and self.args.rescore
-            model.criterion = build_criterion(model, **common, by_product=by_product)
+            model.criterion = self.build_criterion(model, **common, by_product=by_product)
         return model.criterion
 
     def _model_train(self) -> None:

@@ -31,6 +31,8 @@ from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
 from mlc_yolo.training.targets import padded_targets, positives_of_either
 from mlc_yolo.training.upstream_assigner import UpstreamAssigner
 
+#: Upstream's names of the losses of boxes, among those of a task. A head without distributions has l1_loss.
+_OF_BOXES = ("box_loss", "cls_loss", "dfl_loss", "l1_loss")
 #: What a YOLO's epochs train by.
 YoloSchedule = Schedule[Assigner | StockAssignment]
 
@@ -171,7 +173,7 @@ class PerTaskLoss(v8DetectionLoss):
                 distances,
                 decoded,
                 cells,
-                _gather_boxes(targets, loc.gt_index) / strides,
+                gather_boxes(targets, loc.gt_index) / strides,
                 (loc.quality * loc.weight)[..., None],
                 boxes,
                 loc.positive,
@@ -179,7 +181,8 @@ class PerTaskLoss(v8DetectionLoss):
                 strides,
             )
             losses = torch.stack((box_loss * self.hyp.box, cls_loss * self.hyp.cls, dfl_loss * self.hyp.dfl))
-            items = dict(zip(self.loss_names, losses.detach(), strict=True))
+            names = [name for name in self.loss_names if name in _OF_BOXES]
+            items = dict(zip(names, losses.detach(), strict=True))
             if "iou" in preds:
                 iou_loss = self._iou_loss(preds, image, anchor, targets.boxes[image, slot], positives)
                 losses = torch.cat((losses, iou_loss[None]))
@@ -280,7 +283,7 @@ class PerTaskE2ELoss(E2ELoss):
 
     @schedule.setter
     def schedule(self, value: YoloSchedule) -> None:
-        self.one2many.schedule, self.one2one.schedule = value, _with_stock_assignment(value)
+        self.one2many.schedule, self.one2one.schedule = value, with_stock_assignment(value)
 
     def __call__(self, preds: Any, batch: dict[str, Any]) -> Losses:
         """Return the weighted sum of both branches' losses and the items for the log."""
@@ -326,7 +329,7 @@ def build_criterion(
 
     def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
         # Upstream asks for a second, tighter top-k only for the one-to-one branch, which keeps its own assignment.
-        own = schedule if tal_topk2 is None else _with_stock_assignment(schedule)
+        own = schedule if tal_topk2 is None else with_stock_assignment(schedule)
         return PerTaskLoss(
             model,
             tal_topk,
@@ -343,7 +346,8 @@ def build_criterion(
     return branch(model)
 
 
-def _with_stock_assignment(schedule: YoloSchedule) -> YoloSchedule:
+def with_stock_assignment(schedule: YoloSchedule) -> YoloSchedule:
+    """Return a schedule of upstream's own assignment that is as long, as a one-to-one branch has it."""
     return replace(schedule, base=STOCK, main=STOCK)
 
 
@@ -356,7 +360,7 @@ def _priors_of_size(
         return grid_priors(sizes, strides, scale=scale, device=device)
 
 
-def _gather_boxes(targets: Targets, gt_index: Tensor) -> Tensor:
+def gather_boxes(targets: Targets, gt_index: Tensor) -> Tensor:
     """Return the box of each anchor's object, (B, A, 4); some object's box, unused, where the anchor has none."""
     if not targets.boxes.shape[1]:
         return targets.boxes.new_zeros((*gt_index.shape, 4))

@@ -1,0 +1,68 @@
+"""Trainers of segmentation and pose: `MLCTrainer`, over Ultralytics' trainer of the task.
+
+Each stands before upstream's trainer of its task in the order of bases, so everything that `MLCTrainer` does not do
+itself (targets, plots, validators) is that trainer's. Validation is upstream's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from ultralytics.models.yolo.pose import PoseTrainer, PoseValidator
+from ultralytics.models.yolo.segment import SegmentationTrainer, SegmentationValidator
+from ultralytics.nn.tasks import PoseModel, SegmentationModel
+
+from mlc_yolo.options.arguments import stock_only
+from mlc_yolo.training.task_criteria import build_task_criterion
+from mlc_yolo.training.trainer import MLCTrainer
+
+
+class _TaskTrainer(MLCTrainer):
+    """What both tasks share."""
+
+    build_criterion = staticmethod(build_task_criterion)
+    validator_class: ClassVar[type[SegmentationValidator | PoseValidator]]
+
+    def get_validator(self) -> Any:
+        """Return upstream's validator of the task, which takes upstream's arguments alone."""
+        settings = {"save_dir": self.save_dir, "args": stock_only(self.args), "_callbacks": self.callbacks}
+        return self.validator_class(self.test_loader, **settings)
+
+
+class MLCSegmentationTrainer(_TaskTrainer, SegmentationTrainer):
+    """`SegmentationTrainer` whose assigner is chosen by options."""
+
+    validator_class = SegmentationValidator
+
+    def new_network(self, cfg: Any, *, verbose: bool) -> SegmentationModel:
+        """Return the network of a YAML for the data's classes and channels."""
+        return SegmentationModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
+
+
+class MLCPoseTrainer(_TaskTrainer, PoseTrainer):
+    """`PoseTrainer` whose assigner is chosen by options."""
+
+    validator_class = PoseValidator
+
+    def _prepare(self, run: Any) -> dict[str, Any]:
+        """Refuse as `MLCTrainer` does, and data without keypoints.
+
+        Raises:
+            ValueError: as there, or the data YAML does not say how many keypoints there are.
+        """
+        settled = super()._prepare(run)
+        if self._known_data is not None and "kpt_shape" not in self._known_data[1]:
+            raise ValueError(
+                f"data={run.data} has no kpt_shape: a pose model needs data whose YAML gives the number of keypoints "
+                "and their values, such as kpt_shape: [17, 3]"
+            )
+        return settled
+
+    def new_network(self, cfg: Any, *, verbose: bool) -> PoseModel:
+        """Return the network of a YAML for the data's classes, channels and keypoints."""
+        shape = self.data["kpt_shape"]
+        return PoseModel(cfg, nc=self.data["nc"], ch=self.data["channels"], data_kpt_shape=shape, verbose=verbose)
+
+
+#: Task -> trainer, of the tasks beside detection whose training takes our assigners.
+TASK_TRAINERS: dict[str, type[MLCTrainer]] = {"segment": MLCSegmentationTrainer, "pose": MLCPoseTrainer}

@@ -1,0 +1,216 @@
+"""Segmentation and pose: assigners train them, stock stays stock, and what a run writes opens again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
+from ultralytics.utils.torch_utils import unwrap_model
+
+from mlc_yolo import MLCYOLO
+from mlc_yolo.assigners import Assignment, Predictions, Role, Targets, TaskAligned
+from mlc_yolo.priors import Priors
+from mlc_yolo.training.task_trainers import MLCPoseTrainer, MLCSegmentationTrainer
+
+TRAINERS: dict[str, tuple[type[DetectionTrainer], type[DetectionTrainer]]] = {
+    "segment": (SegmentationTrainer, MLCSegmentationTrainer),
+    "pose": (PoseTrainer, MLCPoseTrainer),
+}
+MODELS = {"segment": ["yolo11n-seg.yaml", "yolo26n-seg.yaml"], "pose": ["yolo11n-pose.yaml", "yolo26n-pose.yaml"]}
+SMALL: dict[str, Any] = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "device": "cpu", "plots": False, "seed": 3}
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A function task -> data.yaml of four images of 64 px: rectangles of two classes, one image without any."""
+
+    def write(task: str) -> Path:
+        root = tmp_path_factory.getbasetemp() / f"tasks-{task}"
+        if root.exists():
+            return root / "data.yaml"
+        rng = np.random.default_rng(0)
+        for folder in ("images", "labels"):
+            (root / folder).mkdir(parents=True)
+        for index, count in enumerate((2, 0, 3, 1)):
+            image = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+            rows = []
+            for _ in range(count):
+                (x, y), (width, height) = rng.uniform(0.05, 0.5, 2), rng.uniform(0.2, 0.45, 2)
+                corners = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+                label = int(rng.integers(2))
+                cv2.fillPoly(image, [(corners * 64).astype(np.int32)], (250 * label, 30, 120))
+                box = (x + width / 2, y + height / 2, width, height)
+                keypoints = [value for corner in corners[[0, 2]] for value in (*corner, 2)]
+                values = corners.flatten() if task == "segment" else (*box, *keypoints)
+                rows.append(" ".join([str(label), *(f"{value:.4f}" for value in values)]))
+            cv2.imwrite(str(root / "images" / f"{index}.png"), image)
+            (root / "labels" / f"{index}.txt").write_text("".join(f"{row}\n" for row in rows))
+        shape = {"kpt_shape": [2, 3]} if task == "pose" else {}
+        content = {"path": str(root), "train": "images", "val": "images", "names": {0: "a", 1: "b"}, **shape}
+        (root / "data.yaml").write_text(yaml.safe_dump(content))
+        return root / "data.yaml"
+
+    return write
+
+
+def _weights(kind: type[DetectionTrainer], model: str, data: Path, run_dir: Path, **ours: object) -> dict[str, Any]:
+    """Weights after twenty steps."""
+    own = {"model": model, "data": str(data), "epochs": 20, "optimizer": "SGD", "save": False, "val": False}
+    trainer = kind(overrides={**SMALL, **own, **ours, "project": str(run_dir), "name": kind.__name__})
+    trainer.final_eval = lambda: None  # type: ignore[method-assign]  # it reads the file that save=False leaves out
+    trainer.train()
+    return unwrap_model(trainer.model).state_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "model"), [(task, model) for task, models in MODELS.items() for model in models])
+def test_tal_is_the_stock_trainer_to_the_bit(
+    task: str, model: str, labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    stock, ours = (_weights(kind, model, labelled(task), run_dir) for kind in TRAINERS[task])
+    assert stock.keys() == ours.keys()
+    assert all(torch.equal(tensor, ours[name]) for name, tensor in stock.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TRAINERS)
+def test_a_run_with_an_assigner_serves_every_mode(
+    task: str, labelled: Callable[[str], Path], run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = {"project": str(run_dir), "exist_ok": True}
+    model = MLCYOLO(MODELS[task][0])
+    model.train(data=str(labelled(task)), epochs=2, assigner="mlc", assigner_warmup=1, name="run", **SMALL, **where)
+    header, *rows = (run_dir / "run" / "results.csv").read_text().splitlines()
+    assert {"train/pos_cls", "train/pos_loc", "val/pos_cls"} <= set(header.split(",")) and len(rows) == 2
+    assert "assigner: mlc from epoch 2" in caplog.text
+    weights = run_dir / "run" / "weights"
+    image = np.full((64, 64, 3), 90, np.uint8)
+    detections = []
+    for file in (weights / "best.pt", weights / "best.safetensors"):
+        opened = MLCYOLO(file)
+        assert opened.task == task and opened.val(data=str(labelled(task)), **SMALL, **where).fitness >= 0
+        (result,) = opened.predict(image, conf=1e-4, max_det=5, verbose=False)
+        detections.append(result.boxes.data)
+        assert (result.masks if task == "segment" else result.keypoints) is not None
+    torch.testing.assert_close(
+        detections[0], detections[1], atol=1e-3, rtol=1e-3
+    )  # a stored model is in half precision
+
+
+@pytest.mark.parametrize("task", TRAINERS)
+@pytest.mark.parametrize("option", [{"iou_head": True}, {"ssl": "sed"}, {"resize": "warp"}, {"align_gain": 1.0}])
+def test_options_that_a_task_cannot_have_are_refused_before_a_folder_is_made(
+    task: str, option: dict[str, Any], labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: only for detection models"):
+        MLCYOLO(MODELS[task][0]).train(data=str(labelled(task)), project=str(run_dir), **option, **SMALL)
+    assert not run_dir.exists() or not list(run_dir.iterdir())
+
+
+def test_pose_without_keypoints_in_the_data_is_refused_before_a_folder_is_made(
+    labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    with pytest.raises(ValueError, match="has no kpt_shape"):
+        MLCYOLO("yolo11n-pose.yaml").train(data=str(labelled("segment")), project=str(run_dir), **SMALL)
+    assert not run_dir.exists() or not list(run_dir.iterdir())
+
+
+class OnlyBoxes:
+    """Trains task-aligned positives as boxes and nothing as a class, or the other way round."""
+
+    def __init__(self, *, boxes: bool) -> None:
+        self.boxes = boxes
+        self.aligned = TaskAligned()
+
+    def __call__(self, predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
+        task = self.aligned(predictions, priors, targets).localization
+        nothing = type(task)(
+            gt_index=torch.full_like(task.gt_index, -1),
+            role=torch.full_like(task.role, int(Role.NEGATIVE)),
+            weight=task.weight,
+            quality=torch.zeros_like(task.quality),
+        )
+        return Assignment(nothing, task) if self.boxes else Assignment(task, nothing)
+
+
+@pytest.mark.parametrize("task", TRAINERS)
+@pytest.mark.parametrize("boxes", [True, False])
+def test_masks_and_keypoints_are_trained_where_localisation_is_positive(
+    task: str, boxes: bool, labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    kind = TRAINERS[task][1]
+    trainer: Any = kind(
+        overrides={**SMALL, "model": MODELS[task][0], "data": str(labelled(task)), "project": str(run_dir)},
+        assigner=OnlyBoxes(boxes=boxes),  # type: ignore[call-arg]
+    )
+    trainer._setup_train()
+    trainer.epoch = 0
+    trainer._model_train()
+    batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+    assert len(batch["cls"]) > 0
+    _, items = trainer.model(batch)
+    learned = "seg_loss" if task == "segment" else "pose_loss"
+    assert (items[learned] > 0) == boxes
+    assert (items["pos_loc"] > 0) == boxes and (items["pos_cls"] > 0) == (not boxes)
+
+
+def test_upstreams_assignment_through_our_seam_gives_upstreams_losses(
+    labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    # tal as an assigner object decides as upstream does; masks then differ by rounding alone.
+    losses = []
+    for assigner in (None, TaskAligned()):
+        trainer: Any = MLCSegmentationTrainer(
+            overrides={
+                **SMALL,
+                "model": MODELS["segment"][0],
+                "data": str(labelled("segment")),
+                "project": str(run_dir),
+            },
+            **({} if assigner is None else {"assigner": assigner}),
+        )
+        trainer._setup_train()
+        trainer.epoch = 0
+        trainer._model_train()
+        batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
+        losses.append(trainer.model(batch)[1])
+    stock, ours = losses
+    assert stock["seg_loss"] > 0 and stock.keys() == ours.keys()
+    for name, value in stock.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, at=name: f"{at}: {text}")
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_with_its_assigner(labelled: Callable[[str], Path], run_dir: Path) -> None:
+    class Killed(Exception):
+        """The process is gone."""
+
+    def kill(trainer: Any) -> None:
+        if trainer.epoch == 0:
+            raise Killed
+
+    model = MLCYOLO("yolo26n-seg.yaml")
+    model.add_callback("on_model_save", kill)
+    with pytest.raises(Killed):
+        model.train(
+            data=str(labelled("segment")),
+            epochs=2,
+            assigner="mutual_guidance",
+            project=str(run_dir),
+            name="run",
+            **SMALL,
+        )
+    resumed = MLCYOLO(run_dir / "run" / "weights" / "last.pt")
+    resumed.train(resume=True)
+    assert isinstance(resumed.trainer, MLCSegmentationTrainer) and resumed.trainer.start_epoch == 1
+    assert resumed.trainer.args.assigner == "mutual_guidance"
+    assert type(resumed.trainer.schedule().main).__name__ == "MutualGuidance"
