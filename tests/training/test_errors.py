@@ -47,9 +47,9 @@ def test_wrong_options_are_named_and_touch_no_file(
 
 
 @pytest.mark.parametrize("options", [{"assigner": "mlc"}, {"iou_head": True}, {"assigner": lambda *a: None}])
-def test_a_segmentation_model_refuses_our_options(options: dict[str, Any], tiny_data: Path, run_dir: Path) -> None:
-    model = MLCYOLO("yolo11n-seg.yaml")
-    with pytest.raises(ValueError, match="segment model"):
+def test_a_model_of_oriented_boxes_refuses_our_options(options: dict[str, Any], tiny_data: Path, run_dir: Path) -> None:
+    model = MLCYOLO("yolo11n-obb.yaml")
+    with pytest.raises(ValueError, match="obb model"):
         model.train(data=str(tiny_data), project=str(run_dir), **TINY, **options)
     assert not list(run_dir.iterdir())
 
