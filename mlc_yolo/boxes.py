@@ -79,15 +79,18 @@ def aligned_ciou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tensor:
     Returns:
         (P,) float32 in (-2, 1].
     """
-    first, second = first.float(), second.float()
-    w1, h1 = first[..., 2] - first[..., 0], first[..., 3] - first[..., 1] + eps
-    w2, h2 = second[..., 2] - second[..., 0], second[..., 3] - second[..., 1] + eps
-    overlap = (torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])).clamp(0)
-    intersection = overlap[..., 0] * overlap[..., 1]
-    iou = intersection / (w1 * h1 + w2 * h2 - intersection + eps)
-    enclosing = torch.maximum(first[..., 2:], second[..., 2:]) - torch.minimum(first[..., :2], second[..., :2])
-    diagonal = enclosing.square().sum(-1) + eps
-    offset = (second[..., :2] + second[..., 2:] - first[..., :2] - first[..., 2:]).square().sum(-1) / 4
+    # Sides lie side by side: atan and the rest work on neighbours in memory.
+    left1, top1, right1, bottom1 = first.float().movedim(-1, 0).contiguous()
+    left2, top2, right2, bottom2 = second.float().movedim(-1, 0).contiguous()
+    w1, h1 = right1 - left1, bottom1 - top1 + eps
+    w2, h2 = right2 - left2, bottom2 - top2 + eps
+    width = (torch.minimum(right1, right2) - torch.maximum(left1, left2)).clamp(0)
+    height = (torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)).clamp(0)
+    iou = width * height / (w1 * h1 + w2 * h2 - width * height + eps)
+    across = torch.maximum(right1, right2) - torch.minimum(left1, left2)
+    down = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
+    diagonal = across.square() + down.square() + eps
+    offset = ((left2 + right2 - left1 - right1).square() + (top2 + bottom2 - top1 - bottom1).square()) / 4
     aspect = (4 / math.pi**2) * (torch.atan(w2 / h2) - torch.atan(w1 / h1)).square()
     return iou - (offset / diagonal + aspect * aspect / (aspect - iou + (1 + eps)))
 

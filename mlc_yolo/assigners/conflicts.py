@@ -32,4 +32,4 @@ def keep_best(pairs: Pairs, objects: Objects, values: Tensor, *, batch: int, anc
 
 def anchor_key(pairs: Pairs, objects: Objects, anchors: int) -> Tensor:
     """Number the anchors of the whole batch: (P,) int64 in [0, B * A)."""
-    return objects.image[pairs.object] * anchors + pairs.anchor
+    return (objects.image * anchors).index_select(0, pairs.object) + pairs.anchor

@@ -26,7 +26,7 @@ from mlc_yolo.assigners.groups import rank_in_group
 from mlc_yolo.assigners.objects import Objects, flatten_targets
 from mlc_yolo.assigners.pair_quality import predicted_quality
 from mlc_yolo.assigners.pairs import rows_where
-from mlc_yolo.assigners.task_aligned import AlignedClaims, Alignment, pairs_in_widened, winners
+from mlc_yolo.assigners.task_aligned import AlignedClaims, Alignment, claims_of_anchor, pairs_in_widened, winners
 from mlc_yolo.priors import Priors
 
 
@@ -86,7 +86,8 @@ def _label(aligned: Alignment, count: Tensor, objects: Objects, *, batch: int, a
     """Steps 3 to 5 for one task; `count` is (P,), the k of each pair's object."""
     rank = rank_in_group(aligned.metric, aligned.pairs.object, len(objects))
     claimed = (aligned.metric > 0) & (rank < count)
-    rows = rows_where(winners(aligned, objects, claimed, batch=batch, anchors=anchors))
+    rivals = claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors)
+    rows = rows_where(winners(aligned, objects, claimed, rivals, batch=batch, anchors=anchors))
     positive = torch.ones_like(rows, dtype=torch.bool)
     claims = AlignedClaims(aligned.pairs[rows], positive, aligned.metric[rows], aligned.overlap[rows])
     return label_anchors(

@@ -28,7 +28,7 @@ from mlc_yolo.assigners.assignment import Assignment, Predictions, Role, Targets
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.assigners.groups import best_in_group, count_in_group, rank_in_group
 from mlc_yolo.assigners.objects import Objects, flatten_targets
-from mlc_yolo.assigners.pair_quality import pairs_iou
+from mlc_yolo.assigners.pair_quality import pairs_iou, pairs_score
 from mlc_yolo.assigners.pairs import Pairs, pairs_touching, rows_where
 from mlc_yolo.priors import Priors
 
@@ -86,7 +86,7 @@ class MutualGuidance:
             reached = pairs_touching(objects, predictions.boxes)
             classify = _contend(reached, pairs_iou(reached, objects, predictions.boxes), objects, batch, anchors)
         if self.tasks != "l2c":
-            score = predictions.scores[objects.image[near.object], near.anchor, objects.labels[near.object]]
+            score = pairs_score(near, objects, predictions.scores)
             localize = _contend(near, amplified_iou(prior_iou, score, sigma=self.sigma), objects, batch, anchors)
         return Assignment(
             self._task(classify, num_positive, num_ignored, objects, batch, anchors),
@@ -136,13 +136,12 @@ def amplified_iou(iou: Tensor, score: Tensor, *, sigma: float = 2.0) -> Tensor:
 
 def _contend(pairs: Pairs, values: Tensor, objects: Objects, batch: int, anchors: int) -> tuple[Pairs, Tensor]:
     """Step 2: force each object's best pair to 1, then keep each prior's largest values; drop pairs of quality 0."""
-    alive = rows_where(values > 0)
-    pairs, values = pairs[alive], values[alive]
-    best = rows_where(values == best_in_group(values, pairs.object, len(objects)))
+    values = values.where(values > 0, 0)  # a nan is no quality
+    best = rows_where((values == best_in_group(values, pairs.object, len(objects))) & (values > 0))
     owner = pairs.object[best]
     # Pairs are ordered by object: the first of several equally good pairs is where the object changes.
     first = torch.cat((owner.new_full((1,), -1), owner[:-1])) != owner
     values[best] = values[best].masked_fill(first, 1.0)
     key = anchor_key(pairs, objects, anchors)
-    kept = rows_where(values == best_in_group(values, key, batch * anchors))
+    kept = rows_where((values == best_in_group(values, key, batch * anchors)) & (values > 0))
     return pairs[kept], values[kept]

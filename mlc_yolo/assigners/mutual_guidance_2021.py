@@ -27,7 +27,7 @@ from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.assigners.dynamic_k import dynamic_k
 from mlc_yolo.assigners.groups import best_in_group, rank_in_group
 from mlc_yolo.assigners.objects import Objects, flatten_targets
-from mlc_yolo.assigners.pair_quality import pairs_iou
+from mlc_yolo.assigners.pair_quality import pairs_iou, pairs_score
 from mlc_yolo.assigners.pairs import Pairs, pairs_touching, rows_where
 from mlc_yolo.priors import Priors
 
@@ -57,7 +57,7 @@ class MutualGuidance2021:
             return Assignment(task, task)
         reached = pairs_touching(objects, predictions.boxes)
         near = pairs_touching(objects, priors.boxes)
-        score = predictions.scores[objects.image[near.object], near.anchor, objects.labels[near.object]]
+        score = pairs_score(near, objects, predictions.scores)
         amplified = pairs_iou(near, objects, priors.boxes) * (score / self.sigma).exp()
         return Assignment(
             _task(reached, pairs_iou(reached, objects, predictions.boxes), objects, batch, anchors),
@@ -67,9 +67,9 @@ class MutualGuidance2021:
 
 def _task(pairs: Pairs, values: Tensor, objects: Objects, batch: int, anchors: int) -> TaskAssignment:
     """Steps 2 to 5 for one task."""
-    alive = rows_where(values > 0)
-    pairs, values = pairs[alive], values[alive]
-    kept = rows_where(values == best_in_group(values, anchor_key(pairs, objects, anchors), batch * anchors))
+    values = values.where(values > 0, 0)  # a nan is no quality
+    of_anchor = best_in_group(values, anchor_key(pairs, objects, anchors), batch * anchors)
+    kept = rows_where((values == of_anchor) & (values > 0))
     pairs, values = pairs[kept], values[kept]
     rank = rank_in_group(values, pairs.object, len(objects))
     count = dynamic_k(values.clamp(max=1), rank, pairs.object, len(objects))

@@ -15,7 +15,7 @@ from torch import Tensor
 from mlc_yolo.assigners.objects import Objects
 
 #: Anchors that are compared with an object together before they are one by one.
-RUN = 16
+RUN = 32
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Pairs:
 
     def __getitem__(self, index: Tensor) -> Pairs:
         """Return the pairs at `index`, int64 (see `rows_where`)."""
-        return Pairs(self.object[index], self.anchor[index])
+        return Pairs(self.object.index_select(0, index), self.anchor.index_select(0, index))
 
     def __len__(self) -> int:
         """Return P."""

@@ -24,6 +24,7 @@ from mlc_yolo.assigners.claims import Claims
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.assigners.groups import count_in_group, rank_in_group
 from mlc_yolo.assigners.objects import Objects, flatten_targets
+from mlc_yolo.assigners.pair_quality import pairs_score, rows_of
 from mlc_yolo.assigners.pairs import Pairs, pairs_inside, rows_where
 from mlc_yolo.boxes import aligned_ciou
 from mlc_yolo.priors import Priors
@@ -130,23 +131,24 @@ class TaskAligned:
         rank = rank_in_group(aligned.metric, aligned.pairs.object, len(objects))
         aligned_at_all = aligned.metric > 0
         claimed = aligned_at_all & (rank < self.topk)
-        positive = winners(aligned, objects, claimed, batch=batch, anchors=anchors)
+        claims = claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors)
+        positive = winners(aligned, objects, claimed, claims, batch=batch, anchors=anchors)
         kept = positive
         if extra:
-            free = claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors) == 0
-            added = aligned_at_all & (rank < self.topk + extra) & free
-            overlap = aligned.overlap.where(added, -1)
-            kept = positive | added & keep_best(aligned.pairs, objects, overlap, batch=batch, anchors=anchors)
+            added = aligned_at_all & (rank < self.topk + extra) & (claims == 0)
+            kept = positive | _best_of(aligned, objects, added, batch=batch, anchors=anchors)
         rows = rows_where(kept)
         return AlignedClaims(aligned.pairs[rows], positive[rows], aligned.metric[rows], aligned.overlap[rows])
 
     def _alignment(self, predictions: Predictions, priors: Priors, objects: Objects) -> Alignment:
         """Steps 1 and 2: the P pairs of an anchor point inside a widened box, with their metric."""
         pairs = pairs_in_widened(objects, priors)
-        image = objects.image[pairs.object]
-        scores = predictions.scores[image, pairs.anchor, objects.labels[pairs.object]]
-        overlap = aligned_ciou(objects.boxes[pairs.object], predictions.boxes[image, pairs.anchor]).clamp_(min=0)
-        return Alignment(pairs, scores.pow(self.alpha) * overlap.pow(self.beta), overlap)
+        boxes = objects.boxes.index_select(0, pairs.object)
+        overlap = aligned_ciou(boxes, rows_of(pairs, objects, predictions.boxes))
+        hits = rows_where(overlap > 0)  # what is left out has a metric of 0, and would lose every contest
+        pairs, overlap = pairs[hits], overlap.index_select(0, hits)
+        metric = pairs_score(pairs, objects, predictions.scores).pow(self.alpha) * overlap.pow(self.beta)
+        return Alignment(pairs, metric, overlap)
 
 
 def pairs_in_widened(objects: Objects, priors: Priors) -> Pairs:
@@ -160,14 +162,23 @@ def claims_of_anchor(pairs: Pairs, objects: Objects, claimed: Tensor, *, batch: 
     return count_in_group(key, batch * anchors, of=claimed)[key]
 
 
-def winners(aligned: Alignment, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
+def winners(
+    aligned: Alignment, objects: Objects, claimed: Tensor, claims: Tensor, *, batch: int, anchors: int
+) -> Tensor:
     """Step 4: which pairs train, (P,) bool: uncontested claims, and of a contested anchor the largest overlap.
 
     The winner of a contested anchor need not have it among its own best: upstream's rule, kept.
     """
-    contested = claims_of_anchor(aligned.pairs, objects, claimed, batch=batch, anchors=anchors) > 1
-    largest = keep_best(aligned.pairs, objects, aligned.overlap, batch=batch, anchors=anchors)
+    contested = claims > 1
+    largest = _best_of(aligned, objects, contested, batch=batch, anchors=anchors)
     return torch.where(contested, largest, claimed) & (aligned.metric > 0)
+
+
+def _best_of(aligned: Alignment, objects: Objects, some: Tensor, *, batch: int, anchors: int) -> Tensor:
+    """Of `some` pairs, (P,) bool, keep the largest overlap of each anchor: (P,) bool."""
+    rows = rows_where(some)
+    best = keep_best(aligned.pairs[rows], objects, aligned.overlap[rows], batch=batch, anchors=anchors)
+    return torch.zeros_like(some).index_copy_(0, rows, best)
 
 
 def _widened(boxes: Tensor, priors: Priors) -> Tensor:

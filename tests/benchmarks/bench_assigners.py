@@ -16,7 +16,7 @@ from .measuring import DEVICE, MIB, ON_GPU, Run, memory, show, synchronizations,
 
 Scene = tuple[Predictions, Priors, Targets]
 
-ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc"]
+ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc", "ddod"]
 #: No pair that is no candidate may cost memory in these. ATSS looks for each object's nearest points among all.
 SPARSE = [name for name in ASSIGNERS if name != "atss"]
 CLASSES = 80
