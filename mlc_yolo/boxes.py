@@ -92,7 +92,8 @@ def aligned_ciou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tensor:
     diagonal = across.square() + down.square() + eps
     offset = ((left2 + right2 - left1 - right1).square() + (top2 + bottom2 - top1 - bottom1).square()) / 4
     aspect = (4 / math.pi**2) * (torch.atan(w2 / h2) - torch.atan(w1 / h1)).square()
-    return iou - (offset / diagonal + aspect * aspect / (aspect - iou + (1 + eps)))
+    complete: Tensor = iou - (offset / diagonal + aspect * aspect / (aspect - iou + (1 + eps)))
+    return complete
 
 
 def xywh(rows: NDArray[np.floating]) -> NDArray[np.float64]:
