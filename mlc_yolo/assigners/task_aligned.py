@@ -144,9 +144,7 @@ class TaskAligned:
         """Steps 1 and 2: the P pairs of an anchor point inside a widened box, with their metric."""
         pairs = pairs_in_widened(objects, priors)
         boxes = objects.boxes.index_select(0, pairs.object)
-        overlap = aligned_ciou(boxes, rows_of(pairs, objects, predictions.boxes))
-        hits = rows_where(overlap > 0)  # what is left out has a metric of 0, and would lose every contest
-        pairs, overlap = pairs[hits], overlap.index_select(0, hits)
+        overlap = aligned_ciou(boxes, rows_of(pairs, objects, predictions.boxes)).clamp_(min=0)
         metric = pairs_score(pairs, objects, predictions.scores).pow(self.alpha) * overlap.pow(self.beta)
         return Alignment(pairs, metric, overlap)
 
@@ -176,9 +174,8 @@ def winners(
 
 def _best_of(aligned: Alignment, objects: Objects, some: Tensor, *, batch: int, anchors: int) -> Tensor:
     """Of `some` pairs, (P,) bool, keep the largest overlap of each anchor: (P,) bool."""
-    rows = rows_where(some)
-    best = keep_best(aligned.pairs[rows], objects, aligned.overlap[rows], batch=batch, anchors=anchors)
-    return torch.zeros_like(some).index_copy_(0, rows, best)
+    overlap = aligned.overlap.where(some, -1)
+    return some & keep_best(aligned.pairs, objects, overlap, batch=batch, anchors=anchors)
 
 
 def _widened(boxes: Tensor, priors: Priors) -> Tensor:
