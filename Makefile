@@ -5,7 +5,9 @@
 # make upstream-tests  run Ultralytics' own tests of detection with our class and command in the place of theirs; fetches
 #               them first. About twenty minutes on two cores
 # make bench    set up as for test and run what is timed
-# make readme   make the README's tables again, of options and of results
+# make docs     build the documentation as a site, in build/site; part of make test
+# make pictures make the documentation's pictures again: trains four small models first
+# make readme   make the documentation's tables again, of options and of results
 # make audit    look for known vulnerabilities in the installed versions (asks pypi.org)
 # make clean    remove everything that make, the tests and the builds have made here
 
@@ -20,7 +22,7 @@ BIN := $(VENV)/bin
 ULTRALYTICS ?= $(shell sed -n 's/.*"ultralytics>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 UPSTREAM := build/ultralytics-$(ULTRALYTICS)
 
-.PHONY: demo lint check test upstream upstream-tests bench readme audit clean
+.PHONY: demo lint check test upstream upstream-tests bench docs pictures readme audit clean
 
 demo: $(VENV)/.installed
 	$(BIN)/mlc-yolo demo
@@ -34,7 +36,7 @@ check: lint
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
 
 test: lint
-	$(MAKE) upstream
+	$(MAKE) upstream docs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 # What we lean on in Ultralytics, and an old checkpoint, with another version put before .venv's.
@@ -54,6 +56,12 @@ upstream-tests: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py $(BENCH_ARGS)
+
+docs: $(VENV)/.installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+
+pictures: $(VENV)/.installed-dev
+	$(BIN)/python docs/pictures/make.py
 
 readme: $(VENV)/.installed
 	$(BIN)/python -m mlc_yolo.paper.readme

@@ -1,1 +1,1 @@
-"""The papers' tables: rows, how a row is reproduced, and the README made from the results."""
+"""The papers' tables: rows, how a row is reproduced, and the pages made from the results."""

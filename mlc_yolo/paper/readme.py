@@ -1,4 +1,4 @@
-"""Generate parts of README.md from files: the options of cfg/mlc.yaml, the runs of cfg/paper/results.csv.
+"""Generate parts of the documentation from files: the options of cfg/mlc.yaml, the runs of cfg/paper/results.csv.
 
     python -m mlc_yolo.paper.readme
 
@@ -23,7 +23,9 @@ from mlc_yolo.paper.reproduce import PAPER_IMAGES
 from mlc_yolo.paper.rows import read_row
 from mlc_yolo.resources import resource_dir
 
-README = Path(__file__).resolve().parents[2] / "README.md"
+_DOCS = Path(__file__).resolve().parents[2] / "docs"
+#: Part -> the page that has it between two comments.
+PAGES = {"options": _DOCS / "reference" / "options.md", "results": _DOCS / "results.md"}
 #: Column of results.csv -> (what its cells are headed, decimals). A table shows those that any of its runs has.
 SHOWN = {
     **{name: (name, 1) for name in ("AP", "AP50", "AP75", "AR100", "AR300", "AR1000")},
@@ -95,7 +97,7 @@ class Table:
 
 
 def results_section(lines: Sequence[Line]) -> str:
-    """Return the README's tables of results.
+    """Return the tables of results.
 
     Args:
         lines: of results.csv: column -> text, empty where there is nothing.
@@ -112,7 +114,7 @@ def results_section(lines: Sequence[Line]) -> str:
 
 
 def options_table() -> str:
-    """Return the README's table of the options in cfg/mlc.yaml."""
+    """Return the table of the options in cfg/mlc.yaml."""
     options = yaml.safe_load((resource_dir("cfg") / "mlc.yaml").read_text(encoding="utf-8"))
     body = []
     for name, spec in options.items():
@@ -136,24 +138,26 @@ def read_lines(file: Path) -> list[Line]:
         return list(csv.DictReader(opened))
 
 
-def updated(text: str) -> str:
-    """Return README.md's text with what is made from files as those are now.
+def updated(text: str, part: str) -> str:
+    """Return a page's text with its generated part as the files are now.
 
     Args:
-        text: what the README says.
+        text: what the page says.
+        part: a key of `PAGES`.
 
     Raises:
-        ValueError: a part's two comments are not there, once each and in order.
+        ValueError: the part's two comments are not there, once each and in order.
     """
-    results = results_section(read_lines(resource_dir("cfg") / "paper" / "results.csv"))
-    for part, made in {"options": options_table(), "results": results}.items():
-        start, end = f"<!-- {part}: made by make readme -->", f"<!-- end of {part} -->"
-        before, opened, rest = text.partition(start)
-        _, closed, after = rest.partition(end)
-        if not opened or not closed or start in rest or end in after:
-            raise ValueError(f"README.md must have '{start}' and after it '{end}', once each.")
-        text = f"{before}{start}\n\n{made}\n\n{end}{after}"
-    return text
+    if part == "options":
+        made = options_table()
+    else:
+        made = results_section(read_lines(resource_dir("cfg") / "paper" / "results.csv"))
+    start, end = f"<!-- {part}: made by make readme -->", f"<!-- end of {part} -->"
+    before, opened, rest = text.partition(start)
+    _, closed, after = rest.partition(end)
+    if not opened or not closed or start in rest or end in after:
+        raise ValueError(f"{PAGES[part].name} must have '{start}' and after it '{end}', once each.")
+    return f"{before}{start}\n\n{made}\n\n{end}{after}"
 
 
 def _words(line: Line) -> list[str]:
@@ -173,7 +177,7 @@ def _coverage(lines: Sequence[Line]) -> str:
         total += count
         body.append([title, *(str(count[name]) for name in ("rows", "paper", "other", "none"))])
     said = (
-        f"{total['paper'] or 'None'} of the {total['rows']} rows of [cfg/paper](cfg/paper) "
+        f"{total['paper'] or 'None'} of the {total['rows']} rows of `cfg/paper` "
         f"{'has' if total['paper'] < 2 else 'have'} been run as its paper did, on its images; {total['other']} on "
         f"other images or a smaller schedule; {total['none']} not at all."
     )
@@ -188,7 +192,7 @@ def _title(row: str) -> str:
         return f"`{row}`"
     head = file.read_text(encoding="utf-8").partition("\n# paper:")[0].partition("\n# command:")[0]
     said = " ".join(line.removeprefix("#").strip() for line in head.splitlines())
-    return f"[{said.partition(': ')[2].rstrip('.')}](cfg/paper/{file.name})"
+    return f"[{said.partition(': ')[2].rstrip('.')}](../cfg/paper/{file.name})"
 
 
 def _paper(row: str, lines: Sequence[Line]) -> str:
@@ -241,4 +245,5 @@ def _grid(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for name, page in PAGES.items():
+        page.write_text(updated(page.read_text(encoding="utf-8"), name), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The README shows the options and the recorded runs as they are, and each run can be repeated from what it shows."""
+"""The documentation shows options and recorded runs as they are; each run can be repeated from what it shows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from mlc_yolo.paper.readme import README, Line, Table, options_table, read_lines, results_section, updated
+from mlc_yolo.paper.readme import PAGES, Line, Table, options_table, read_lines, results_section, updated
 from mlc_yolo.paper.reproduce import COLUMNS
 from mlc_yolo.resources import resource_dir
 
@@ -29,17 +29,18 @@ def cells(section: str, start: str) -> list[str]:
     return [cell.strip() for cell in found.strip("|").split(" | ")]
 
 
-def test_the_readme_is_what_its_sources_say() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert text == updated(text), "results.csv or mlc.yaml changed: run make readme and look at the difference"
+@pytest.mark.parametrize("part", PAGES)
+def test_the_pages_are_what_their_sources_say(part: str) -> None:
+    text = PAGES[part].read_text(encoding="utf-8")
+    assert text == updated(text, part), "results.csv or mlc.yaml changed: run make readme and look at the difference"
 
 
-def test_a_readme_without_its_comments_is_refused() -> None:
+def test_a_page_without_its_comments_is_refused() -> None:
     with pytest.raises(ValueError, match=r"made by make readme -->' and after it '<!-- end of options -->'"):
-        updated("Options:\n")
-    text = README.read_text(encoding="utf-8")
+        updated("Options:\n", "options")
+    text = PAGES["results"].read_text(encoding="utf-8")
     with pytest.raises(ValueError, match="end of results -->', once each"):
-        updated(text + "<!-- end of results -->")
+        updated(text + "<!-- end of results -->", "results")
 
 
 def test_every_recorded_run_is_shown_and_its_command_can_be_put_together() -> None:
@@ -64,8 +65,8 @@ def test_seeds_are_averaged_and_a_single_one_has_no_spread() -> None:
     assert table[table.index(head) :] == [
         head,
         "|---|---|---|---|---|---|",
-        f"| [RetinaNet](cfg/paper/{ROW}.yaml) | 11.0 ± 1.4 | 0.55 ± 0.07 | 0, 1 | AP 36.3 | - |",
-        f"| [RetinaNet](cfg/paper/{ROW}.yaml) | 20.0 | - | 1 | AP 36.3 | `lr0=0.1` |",
+        f"| [RetinaNet](../cfg/paper/{ROW}.yaml) | 11.0 ± 1.4 | 0.55 ± 0.07 | 0, 1 | AP 36.3 | - |",
+        f"| [RetinaNet](../cfg/paper/{ROW}.yaml) | 20.0 | - | 1 | AP 36.3 | `lr0=0.1` |",
         "",
         f"    mlc-yolo reproduce {ROW} data=a.yaml seed=SEED",
     ]
@@ -74,7 +75,7 @@ def test_seeds_are_averaged_and_a_single_one_has_no_spread() -> None:
 def test_a_difference_from_the_paper_is_shown_only_where_runs_compare_with_it() -> None:
     section = results_section([line(paper="36.3", difference="-0.3"), line(paper="36.3", difference="0.1", seed="1")])
     assert "AP 36.3, difference -0.1 ± 0.3" in section
-    assert section.startswith("1 of the 60 rows of [cfg/paper](cfg/paper) has been run as its paper did")
+    assert section.startswith("1 of the 60 rows of `cfg/paper` has been run as its paper did")
     assert cells(section, "MLC, table 3")[1:] == ["5", "1", "0", "4"]
     assert "difference" not in results_section([line()])
 
