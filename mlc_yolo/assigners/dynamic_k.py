@@ -27,6 +27,7 @@ def dynamic_k(values: Tensor, rank: Tensor, group: Tensor, num_groups: int) -> T
         (G,) int64 in [1, 15]; 1 for a group without values.
 
     Example:
+        >>> import torch
         >>> dynamic_k(torch.tensor([0.9, 0.8, 0.7, 0.1]), torch.tensor([0, 1, 2, 0]), torch.tensor([0, 0, 0, 1]), 2)
         tensor([2, 1])
     """
