@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from ultralytics.data.augment import Compose, Format, LetterBox
 from ultralytics.data.dataset import YOLODataset
@@ -80,7 +81,7 @@ class CheckedDataset(YOLODataset):
         """
         try:
             loaded: tuple[np.ndarray, tuple[int, int], tuple[int, int]] = super().load_image(i, *args, **kwargs)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, cv2.error) as error:  # upstream's word for None; OpenCV's for sizes it will not read
             if not os.path.isfile(self.im_files[i]):
                 raise
             raise ValueError(

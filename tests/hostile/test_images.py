@@ -53,6 +53,17 @@ def png(width: int, height: int, pixels: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
+def wide_tiff(width: int) -> bytes:
+    """A TIFF whose header claims another width than its pixels have."""
+    content = bytearray(pillow("TIFF"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, directory)
+    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", content, entry)[0] == 256:  # ImageWidth
+            struct.pack_into("<HII", content, entry + 2, 4, 1, width)
+    return bytes(content)
+
+
 @pytest.fixture(autouse=True)
 def _closed() -> Iterator[None]:
     """Let files that upstream left open go now, rather than in a test that counts warnings as errors."""
@@ -203,6 +214,7 @@ def test_an_unusable_image_is_left_out_and_said(
         pytest.param(".png", png(5000, 5000, zlib.compress(bytes(99))), id="PNG with too few pixels"),
         pytest.param(".tif", encoded(".tif", PICTURE[..., 0].astype(np.float32)), id="32-bit float"),
         pytest.param(".tif", pillow("TIFF", RGB.convert("I")), id="32-bit integer"),
+        pytest.param(".tif", wide_tiff(1_100_000), id="a width that OpenCV refuses"),
     ],
 )
 @pytest.mark.parametrize("mode", ["train", "val"])
