@@ -5,6 +5,7 @@ JSON is written here too, so that all of it is JSON: a number that is not finite
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder", "json_text", "move", "save", "write", "write_json"]
+__all__ = ["folder", "json_text", "move", "save", "sha256", "write", "write_json"]
 
 
 def write(file: Path, content: bytes | str, *, shared: bool = False) -> None:
@@ -82,6 +83,15 @@ def json_text(
         return _finite(default(value)) if default else json.JSONEncoder().default(value)
 
     return json.dumps(_finite(content), indent=indent, separators=separators, default=known, allow_nan=False)
+
+
+def sha256(file: str | Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal; hashlib's own function for it needs Python 3.11."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while part := stream.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _finite(value: Any) -> Any:

@@ -277,13 +277,9 @@ def _complete(folder: Path, text: str) -> bool:
         if (folder / "data.yaml").read_text(encoding="utf-8") != text:
             return False
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(_sha256(folder / name) == value for name, value in sums.items())
+        return all(whole_files.sha256(folder / name) == value for name, value in sums.items())
     except (OSError, ValueError):
         return False
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _publish(spec: scenes.DemoSpec, target: Path, text: str) -> None:
@@ -300,7 +296,7 @@ def _publish(spec: scenes.DemoSpec, target: Path, text: str) -> None:
         with whole_files.folder(target) as new:
             scenes.write_demo(spec, new)
             files = sorted(file.relative_to(new).as_posix() for file in new.rglob("*") if file.is_file())
-            sums = {name: _sha256(new / name) for name in files}
+            sums = {name: whole_files.sha256(new / name) for name in files}
             whole_files.write_json(new / MANIFEST, sums, indent=0)
             (new / "data.yaml").write_text(text, encoding="utf-8")
             if not _complete(target, text):

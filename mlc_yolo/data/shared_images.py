@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from mlc_yolo import whole_files
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def find_shared(files: Iterable[str], others: Iterable[str]) -> SharedImages:
         if status is not None:
             identities.add((status.st_dev, status.st_ino))
             by_size.setdefault(status.st_size, []).append(other)
-    digests: dict[int, set[bytes]] = {}
+    digests: dict[int, set[str]] = {}
     same, copies = [], []
     for file in files:
         status = _status(file)
@@ -75,10 +76,9 @@ def _status(file: str) -> os.stat_result | None:
     return status if status.st_size else None
 
 
-def _digest(file: str) -> bytes:
+def _digest(file: str) -> str:
     """Hash a file's content; empty where it cannot be read."""
     try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
+        return whole_files.sha256(file)
     except OSError:
-        return b""
+        return ""

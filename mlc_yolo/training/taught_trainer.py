@@ -40,6 +40,7 @@ class TaughtTrainer(MLCTrainer):
     #: Items of the log that validation does not have.
     untested: ClassVar[tuple[str, ...]] = TAUGHT
     _teachers: Teachers | None = None
+    _digests: dict[str, str] | None = None  # of the files, as they were loaded
 
     def _prepare(self, run: Any) -> dict[str, Any]:
         """Refuse options as `MLCTrainer` does, and teachers that cannot teach.
@@ -73,6 +74,7 @@ class TaughtTrainer(MLCTrainer):
         model, args = unwrap_model(self.model), self.args
         if self._teachers is None:
             trust = self.arguments.trust
+            self._digests = digests(files)
             self._teachers = load_teachers(files, model, self.data["names"], trust=trust).to(self.device)
             if RANK in {-1, 0}:
                 known = len(self._teachers.classes)
@@ -101,7 +103,7 @@ class TaughtTrainer(MLCTrainer):
 
     def _origin(self) -> dict[str, Any]:
         """Return what finished checkpoints keep of where they come from: the digests of the teachers."""
-        return {TEACHERS: digests(self.taught)} if self.taught else {}
+        return {TEACHERS: self._digests} if self._digests else {}
 
     def label_loss_items(self, loss_items: Any = None, prefix: str = "train") -> Any:
         """Name the items as upstream does; validation has none of those that nobody labelled."""

@@ -13,7 +13,6 @@ Nothing here is part of the student: checkpoints keep a teacher's path and diges
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mlc_yolo import whole_files
 from mlc_yolo.checkpoints import safe_load, tensors_file
 from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.iou_aware import has_room
@@ -183,11 +183,7 @@ def teacher_files(option: Any) -> list[str]:
 
 def digests(files: Sequence[str]) -> dict[str, str]:
     """Return the SHA-256 of each file, by path."""
-    found = {}
-    for file in files:
-        with open(file, "rb") as stream:
-            found[file] = hashlib.file_digest(stream, "sha256").hexdigest()
-    return found
+    return {file: whole_files.sha256(file) for file in files}
 
 
 def refuse_changed(expected: Mapping[str, str], files: Sequence[str]) -> None:
