@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import nn
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel
+
+#: The path of a net with the head of YOLO11 and 0.2 M parameters: it trains in a third of the time of yolo11n.yaml.
+SMALL = str(Path(__file__).with_name("fixtures") / "small11.yaml")
 
 
 def enliven(model: DetectionModel, image: torch.Tensor) -> None:
