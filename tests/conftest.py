@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -41,6 +42,12 @@ else:
 
 TRIED = "hostile inputs tried"
 CLASSES = ("square", "disc", "cross")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of the collector's sight: a short training spends a fifth of its time there."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure() -> None:

@@ -219,11 +219,12 @@ class DurableTrainer(DetectionTrainer):
         with torch_distributed_zero_first(LOCAL_RANK):
             if RANK in {-1, 0}:
                 # last.pt comes last: while it is whole, the run can be resumed to be brought to its end.
-                results = _read(self.last).get("train_results") if self.last.exists() else None
+                last = _read(self.last) if self.last.exists() else {}
                 if self.best.exists():
-                    _strip(self.best, {"train_results": results, **self._origin()})
-                if self.last.exists():
-                    _strip(self.last, self._origin())
+                    updates = {"train_results": last.get("train_results"), **self._origin()}
+                    _strip(self.best, _read(self.best), updates)
+                if last:
+                    _strip(self.last, last, self._origin())
         if not self.best.exists():
             return
         LOGGER.info(f"\nValidating {self.best}...")
@@ -242,12 +243,12 @@ def _read(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _strip(file: Path, updates: dict[str, Any]) -> None:
-    """Strip a checkpoint as upstream does, and remove the state that only resuming needs."""
+def _strip(file: Path, checkpoint: dict[str, Any], updates: dict[str, Any]) -> None:
+    """Strip a checkpoint, which is read already, as upstream does, and remove the state that only resuming needs."""
     resuming = (exact_resume.STUDENT, exact_resume.RESUME)
     with _Staging(file.parent) as staging:
         staged = staging / file.name
-        checkpoint = {name: value for name, value in _read(file).items() if name not in resuming}
+        checkpoint = {name: value for name, value in checkpoint.items() if name not in resuming}
         to_half(checkpoint["ema"] or checkpoint["model"])  # upstream would let large weights overflow here
         torch.save(checkpoint, staged)
         stripped = strip_optimizer(staged, updates=updates)
