@@ -222,20 +222,20 @@ def test_two_processes_and_two_caches_give_identical_files(tmp_path: Path) -> No
 
 
 def test_a_generation_killed_half_way_is_completed_by_the_next_call(tmp_path: Path) -> None:
-    source = write_yaml(tmp_path / "set.yaml", train_images=400, imgsz=160)
+    source = write_yaml(tmp_path / "set.yaml", train_images=150)
     cache = tmp_path / "killed"
     process = start(source, cache)
     deadline = time.monotonic() + 60
-    while len(list(cache.rglob("*.jpg"))) < 20 and time.monotonic() < deadline:
+    while len(list(cache.rglob("*.jpg"))) < 5 and time.monotonic() < deadline:
         time.sleep(0.005)
     process.kill()
     process.communicate()
     written = len(list(cache.rglob("*.jpg")))
-    assert 20 <= written < 400
+    assert 5 <= written < 150
     assert not list(cache.glob("demo-*"))
 
     out, _ = start(source, cache).communicate(timeout=120)
-    scenes.write_demo(DemoSpec(train_images=400, val_images=6, imgsz=160), tmp_path)
+    scenes.write_demo(DemoSpec(train_images=150, val_images=6, imgsz=96), tmp_path)
     assert hashes(Path(out.splitlines()[-1]).parent) == hashes(tmp_path)
 
 
@@ -250,12 +250,12 @@ def test_an_abandoned_folder_is_removed_and_a_fresh_one_is_left(cache: Path, tmp
 
 
 def test_processes_that_draw_at_once_share_one_whole_set(tmp_path: Path) -> None:
-    source = write_yaml(tmp_path / "small.yaml", train_images=100)
-    processes = [start(source, tmp_path / "cache") for _ in range(3)]
+    source = write_yaml(tmp_path / "small.yaml", train_images=60)
+    processes = [start(source, tmp_path / "cache") for _ in range(2)]
     found = {process.communicate(timeout=120)[0].splitlines()[-1] for process in processes}
-    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert [process.returncode for process in processes] == [0, 0]
     assert len(found) == 1
-    scenes.write_demo(DemoSpec(train_images=100, val_images=6, imgsz=96), tmp_path)
+    scenes.write_demo(DemoSpec(train_images=60, val_images=6, imgsz=96), tmp_path)
     assert hashes(Path(found.pop()).parent) == hashes(tmp_path)
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
@@ -411,12 +411,12 @@ def test_importing_the_module_imports_neither_torch_nor_ultralytics() -> None:
     assert result.stdout.strip() == "set()"
 
 
-@pytest.mark.slow
 def test_a_drawn_set_that_a_checkpoint_remembers_is_drawn_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLC_YOLO_CACHE", str(tmp_path))
-    data = Path(resolve.resolve_data("demo.yaml"))
+    monkeypatch.setattr(resolve, "DEFAULT", str(write_yaml(tmp_path / "small.yaml")))
+    data = Path(resolve.resolve_data(resolve.DEFAULT))
     shutil.rmtree(data.parent)
     resolve.redraw_missing(data)
     assert data.exists()
