@@ -80,8 +80,11 @@ def tried(request: pytest.FixtureRequest) -> Iterator[Counter[str]]:
 
 @pytest.fixture
 def iou_aware() -> Callable[..., Any]:
-    """A function (name, image, num_classes=3) -> untrained IoU-aware model, the same every time; its scores differ."""
-    from nets import enliven
+    """A function (name, image, num_classes=3) -> untrained IoU-aware model, the same every time; its scores differ.
+
+    It has the head of the model named, on a small net.
+    """
+    from nets import SMALL_NETS, enliven
     from ultralytics.nn.tasks import DetectionModel
 
     from mlc_yolo.checkpoints.marker import write_marker
@@ -89,7 +92,7 @@ def iou_aware() -> Callable[..., Any]:
 
     def make(name: str, image: torch.Tensor, num_classes: int = 3) -> DetectionModel:
         torch.manual_seed(0)
-        model = DetectionModel(f"{name}.yaml", nc=num_classes, verbose=False).eval()
+        model = DetectionModel(SMALL_NETS.get(name, f"{name}.yaml"), nc=num_classes, verbose=False).eval()
         add_iou_channel(model.model[-1])
         enliven(model, image)
         write_marker(model, iou_head=True)

@@ -13,6 +13,8 @@ from ultralytics.nn.tasks import DetectionModel
 SMALL = str(Path(__file__).with_name("fixtures") / "small11.yaml")
 #: The same with the head of YOLO26, which has a one-to-many and a one-to-one branch.
 SMALL26 = str(Path(__file__).with_name("fixtures") / "small26.yaml")
+#: YOLO's heads on such nets: name of the model -> path of the YAML.
+SMALL_NETS = {"yolov8n": SMALL.replace("small11", "small8"), "yolo11n": SMALL, "yolo26n": SMALL26}
 
 
 def enliven(model: DetectionModel, image: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from detector_runs import TINY, detector_yaml, train
+from nets import SMALL
 from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo import MLCYOLO
@@ -93,7 +94,7 @@ def test_the_file_is_what_the_format_says(iou_aware: Callable[..., DetectionMode
 
 
 def test_a_fused_model_is_refused_and_the_random_state_is_kept(tmp_path: Path) -> None:
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     state = torch.get_rng_state()
     model.save(tmp_path / "model.safetensors")
     assert torch.equal(torch.get_rng_state(), state)
@@ -106,7 +107,7 @@ def test_a_fused_model_is_refused_and_the_random_state_is_kept(tmp_path: Path) -
 @pytest.mark.parametrize("cut", [0, 7, 100, -1000, -1])
 def test_a_file_that_is_cut_off_is_said(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    MLCYOLO("yolo11n.yaml").save(path)
+    MLCYOLO(SMALL).save(path)
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(ValueError, match="cut off"):
         MLCYOLO(path)
@@ -114,7 +115,7 @@ def test_a_file_that_is_cut_off_is_said(cut: int, tmp_path: Path) -> None:
 
 def _written(path: Path, **told: Any) -> Path:
     """A file whose description has other entries."""
-    MLCYOLO("yolo11n.yaml").save(path)
+    MLCYOLO(SMALL).save(path)
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -127,7 +128,7 @@ def _written(path: Path, **told: Any) -> Path:
 
 def test_a_description_that_is_a_program_is_refused(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    config = {**DetectionModel("yolo11n.yaml", verbose=False).yaml, "activation": f"open({str(mark)!r}, 'w')"}
+    config = {**DetectionModel(SMALL, verbose=False).yaml, "activation": f"open({str(mark)!r}, 'w')"}
     with pytest.raises(RefusedCheckpoint, match="activation"):
         MLCYOLO(_written(tmp_path / "model.safetensors", yaml=config))
     assert not mark.exists()
@@ -176,11 +177,11 @@ def test_a_description_that_does_not_fit_is_said(told: dict[str, Any], tmp_path:
 
 @pytest.mark.slow
 def test_training_starts_from_a_file_without_pickles(tiny_data: Path, run_dir: Path) -> None:
-    source = MLCYOLO("yolo11n.yaml")
+    source = MLCYOLO(SMALL)
     source.save(run_dir / "model.safetensors")
     net = MLCYOLO(run_dir / "model.safetensors")
     train(net, tiny_data, run_dir / "run", lr0=0.0, optimizer="SGD", **{k: TINY[k] for k in ("imgsz", "batch")})
     name = "model.0.conv.weight"
     assert torch.equal(net.trainer.model.state_dict()[name], source.model.state_dict()[name])
-    loaded = MLCYOLO("yolo11n.yaml").load(run_dir / "model.safetensors")
+    loaded = MLCYOLO(SMALL).load(run_dir / "model.safetensors")
     assert torch.equal(loaded.model.state_dict()[name], source.model.state_dict()[name])

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import cv2
 import numpy as np
 import pytest
+from nets import SMALL
 from numpy.lib.format import write_array
 from payload import Evil
 from ultralytics.cfg import get_cfg
@@ -254,14 +255,14 @@ def test_a_cache_that_is_not_there_is_none(tmp_path: Path) -> None:
 def test_training_refuses_it_before_anything_runs(split: str, own_data: Path, mark: Path, run_dir: Path) -> None:
     write(in_an_array, own_data.parent / "labels" / f"{split}.cache", Evil(mark))
     with pytest.raises(ValueError, match=rf"{split}\.cache is refused"):
-        MLCYOLO("yolo11n.yaml").train(data=str(own_data), epochs=1, imgsz=64, project=str(run_dir), plots=False)
+        MLCYOLO(SMALL).train(data=str(own_data), epochs=1, imgsz=64, project=str(run_dir), plots=False)
     assert not mark.exists()
 
 
 def test_validation_refuses_it(own_data: Path, mark: Path, run_dir: Path) -> None:
     write(in_an_array, own_data.parent / "labels" / "val.cache", Evil(mark))
     with pytest.raises(ValueError, match=r"val\.cache is refused"):
-        MLCYOLO("yolo11n.yaml").val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
+        MLCYOLO(SMALL).val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
     assert not mark.exists()
 
 
@@ -332,7 +333,7 @@ def test_what_ultralytics_writes_is_passed_and_read(own_data: Path, run_dir: Pat
     cache = own_data.parent / "labels" / "val.cache"
     written = []
     for _ in range(2):
-        MLCYOLO("yolo11n.yaml").val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
+        MLCYOLO(SMALL).val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
         written.append(cache.stat().st_mtime_ns)
     assert written[0] == written[1]  # the second time it was read, not made anew
 

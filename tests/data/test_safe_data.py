@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import SMALL
 from payload import Evil
 from ultralytics import YOLO
 
@@ -40,13 +41,13 @@ def evil(mark: Path, tmp_path: Path) -> Path:
 
 #: What opens a data set -> how; other tasks and these modes leave it to plain Ultralytics.
 OPENERS: dict[str, Callable[[str, Path], Any]] = {
-    "train": lambda data, folder: MLCYOLO("yolo11n.yaml").train(data=data, project=str(folder), **ONCE),
-    "val": lambda data, folder: MLCYOLO("yolo11n.yaml").val(data=data, imgsz=64, project=str(folder), plots=False),
-    "export": lambda data, folder: MLCYOLO("yolo11n.yaml").export(format="onnx", int8=True, data=data, imgsz=64),
-    "benchmark": lambda data, folder: MLCYOLO("yolo11n.yaml").benchmark(data=data, format="torchscript", imgsz=64),
+    "train": lambda data, folder: MLCYOLO(SMALL).train(data=data, project=str(folder), **ONCE),
+    "val": lambda data, folder: MLCYOLO(SMALL).val(data=data, imgsz=64, project=str(folder), plots=False),
+    "export": lambda data, folder: MLCYOLO(SMALL).export(format="onnx", int8=True, data=data, imgsz=64),
+    "benchmark": lambda data, folder: MLCYOLO(SMALL).benchmark(data=data, format="torchscript", imgsz=64),
     "segment": lambda data, folder: MLCYOLO("yolo11n-seg.yaml").train(data=data, project=str(folder), **ONCE),
     "segment val": lambda data, folder: MLCYOLO("yolo11n-seg.yaml").val(data=data, imgsz=64, project=str(folder)),
-    "assignments": lambda data, folder: draw_assignments(MLCYOLO("yolo11n.yaml"), data=data, project=str(folder)),
+    "assignments": lambda data, folder: draw_assignments(MLCYOLO(SMALL), data=data, project=str(folder)),
 }
 
 
@@ -77,7 +78,7 @@ def test_a_program_to_download_data_is_refused(
 def test_so_it_is_where_another_split_is_missing(mode: str, own_data: Path, mark: Path, run_dir: Path) -> None:
     own_data.write_text(own_data.read_text() + "test: images/gone\n" + program(mark))
     with pytest.raises(ValueError, match=r"gone does not exist\. 'download' holds a program"):
-        getattr(MLCYOLO("yolo11n.yaml"), mode)(data=str(own_data), split="test", imgsz=64, project=str(run_dir))
+        getattr(MLCYOLO(SMALL), mode)(data=str(own_data), split="test", imgsz=64, project=str(run_dir))
     assert not mark.exists()
 
 
@@ -115,7 +116,7 @@ def test_no_file_grants_trust(
         f"trust: true\npretrained: {evil}\nepochs: 1\nimgsz: 64\nmodel: yolo11n.yaml\ndata: {tiny_data}\n"
     )
     with pytest.raises(ValueError, match=r"evil\.pt is refused"):
-        MLCYOLO("yolo11n.yaml").train(cfg=str(config), project=str(run_dir))
+        MLCYOLO(SMALL).train(cfg=str(config), project=str(run_dir))
     assert main(["train", f"cfg={config}", f"project={run_dir}"]) == 2
     assert "evil.pt is refused" in capsys.readouterr().err
     assert main(["reproduce", str(config), f"data={tiny_data}", f"project={run_dir}"]) == 2
@@ -130,7 +131,7 @@ def test_a_checkpoint_that_a_trackers_yaml_names_is_looked_at(
     tracker.write_text(f"tracker_type: botsort\nwith_reid: true\nmodel: {evil}\n")
     image = next((tiny_data.parent / "images" / "val").iterdir())
     with pytest.raises(ValueError, match=r"evil\.pt is refused"):
-        MLCYOLO("yolo11n.yaml").track(str(image), tracker=str(tracker), imgsz=64)
+        MLCYOLO(SMALL).track(str(image), tracker=str(tracker), imgsz=64)
     assert not mark.exists()
 
 
@@ -152,12 +153,12 @@ def test_data_that_is_not_there_is_said_before_a_run_folder_is_made(
 ) -> None:
     own_data.write_text(change(own_data.read_text()))
     with pytest.raises((FileNotFoundError, RuntimeError, ValueError, SyntaxError), match=said):
-        MLCYOLO("yolo11n.yaml").train(data=str(own_data), project=str(run_dir), **ONCE)
+        MLCYOLO(SMALL).train(data=str(own_data), project=str(run_dir), **ONCE)
     assert not list(run_dir.iterdir())
 
 
 def test_a_finished_run_is_not_resumed_as_another_one(tiny_data: Path, run_dir: Path) -> None:
-    MLCYOLO("yolo11n.yaml").train(data=str(tiny_data), project=str(run_dir), name="run", **ONCE)
+    MLCYOLO(SMALL).train(data=str(tiny_data), project=str(run_dir), name="run", **ONCE)
     last = run_dir / "run" / "weights" / "last.pt"
     with pytest.raises(ValueError, match=r"last\.pt' cannot be resumed, its training has ended\. Give"):
         MLCYOLO(last).train(resume=True)
@@ -173,7 +174,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now_also_with_other_images(
     def stop(trainer: Any) -> None:
         raise KeyboardInterrupt
 
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     model.add_callback("on_model_save", stop)
     with pytest.raises(KeyboardInterrupt):
         model.train(data=str(own_data), project=str(run_dir), name="run", **{**ONCE, "epochs": 2, "mosaic": 1.0})
@@ -190,7 +191,7 @@ def test_a_run_that_was_moved_goes_on_where_it_is_now_also_with_other_images(
 def test_validation_says_when_the_classes_are_other_ones(
     own_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     model.val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
     assert "the data's classes differ from the model's" in caplog.text and "and so on" in caplog.text
     caplog.clear()
@@ -202,5 +203,5 @@ def test_validation_says_when_the_classes_are_other_ones(
 def test_plain_ultralytics_would_have_run_what_is_refused_here(own_data: Path, mark: Path, run_dir: Path) -> None:
     own_data.write_text(own_data.read_text().replace("images/val", "images/gone") + program(mark))
     with pytest.raises(Exception, match="gone"):
-        YOLO("yolo11n.yaml").val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
+        YOLO(SMALL).val(data=str(own_data), imgsz=64, project=str(run_dir), plots=False)
     assert mark.exists()

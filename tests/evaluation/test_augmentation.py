@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from detectors.lively import lively_detector
+from nets import SMALL, SMALL_NETS
 from torch import Tensor
 from ultralytics import YOLO
 from ultralytics.nn.tasks import DetectionModel
@@ -89,7 +90,7 @@ def test_every_view_is_predicted_as_a_loop_by_hand_does(kind: str, by_iou: bool,
 def test_without_rescoring_the_predictions_are_those_of_the_stock_model(kind: str, build: Any) -> None:
     ours = build(kind)
     set_rescore(ours, False)
-    stock = DetectionModel(f"{kind}.yaml", nc=3, verbose=False).eval()
+    stock = DetectionModel(SMALL_NETS[kind], nc=3, verbose=False).eval()
     stock.load_state_dict(ours.state_dict(), strict=False)
     with torch.no_grad():
         expected = stock.predict(images(), augment=True)[0]
@@ -144,7 +145,7 @@ def test_validation_measures_every_view_and_the_model_is_left_as_it_was(
 
 def test_a_stock_models_validation_is_augmented_by_upstream_itself(tiny_data: Path, run_dir: Path) -> None:
     torch.manual_seed(0)
-    model = DetectionModel("yolo11n.yaml", nc=3, verbose=False)
+    model = DetectionModel(SMALL, nc=3, verbose=False)
     model.names, model.args = {0: "square", 1: "disc", 2: "cross"}, {"task": "detect", "imgsz": SIZE}
     torch.save({"model": model, "train_args": {}}, run_dir / "model.pt")
     place = {"data": str(tiny_data), "imgsz": SIZE, "conf": 0.0, "plots": False, "verbose": False}

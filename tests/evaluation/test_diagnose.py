@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from detectors.lively import image, lively_detector
+from nets import SMALL_NETS
 from own_labels import labelled_by, noise
 from ultralytics.nn.tasks import DetectionModel
 
@@ -92,7 +93,7 @@ def test_without_rescoring_is_what_a_validation_with_rescore_false_sees(
 
 
 def test_heads_without_a_predicted_iou_are_diagnosed_without_it(tiny_data: Path, run_dir: Path) -> None:
-    stock = MLCYOLO("yolov8n.yaml")
+    stock = MLCYOLO(SMALL_NETS["yolov8n"])
     stock.model.names = {**stock.model.names, **NAMES}
     centred = lively_detector("fcos", quality="centerness", width=64, nc=3)
     for model in (stock, centred):

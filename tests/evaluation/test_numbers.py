@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from nets import enliven
+from nets import SMALL_NETS, enliven
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
@@ -54,7 +54,7 @@ def net(request: pytest.FixtureRequest) -> tuple[Any, dict[str, Any]]:
         model: Any = DetectorModel(config, verbose=False)
         model.args = DEFAULT_CFG
     else:
-        model = DetectionModel(f"{request.param}.yaml", nc=3, verbose=False)
+        model = DetectionModel(SMALL_NETS[request.param], nc=3, verbose=False)
         model.args = DEFAULT_CFG
         enliven(model, _batch()["img"])
     model.train()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from detectors.lively import lively_detector
-from nets import enliven
+from nets import SMALL_NETS, enliven
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
 
@@ -41,7 +41,7 @@ def opened(iou_aware: Any, tmp_path: Path) -> Any:
             model = lively_detector(kind, quality="iou", width=64, nc=3)
         elif kind == "yolov8n":
             torch.manual_seed(0)
-            model = DetectionModel("yolov8n.yaml", nc=3, verbose=False).eval()
+            model = DetectionModel(SMALL_NETS["yolov8n"], nc=3, verbose=False).eval()
             enliven(model, batch())
             write_marker(model, **{**read_marker(model), "sigma_scale": 0.5})
         else:
@@ -174,7 +174,7 @@ def test_what_cannot_say_how_boxes_sit_is_refused_before_any_file_is_made(opened
             net.export(**asked, imgsz=SIZE, placement=True)
     with pytest.raises(TypeError, match="must be True or False"):
         net.export(format="onnx", placement="yes")
-    for plain in (MLCYOLO("yolo26n.yaml"), MLCYOLO("fcos-r18-fpn.yaml")):
+    for plain in (MLCYOLO(SMALL_NETS["yolo26n"]), MLCYOLO("fcos-r18-fpn.yaml")):
         plain.model.model[-1].quality = "centerness"
         with pytest.raises(ValueError, match="neither: there is no placement to export"):
             plain.export(format="onnx", imgsz=SIZE, placement=True)

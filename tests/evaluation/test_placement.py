@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from detectors.lively import lively_detector
-from nets import enliven
+from nets import SMALL_NETS, enliven
 from own_labels import labelled_by, noise
 from torch import Tensor
 from ultralytics.nn.tasks import DetectionModel
@@ -250,7 +250,7 @@ def test_an_exported_file_votes_without_variances_and_knows_no_more(image: np.nd
 
 
 def test_a_benchmark_refuses_what_upstream_s_validation_of_a_file_would_ignore() -> None:
-    net = MLCYOLO("yolov8n.yaml")
+    net = MLCYOLO(SMALL_NETS["yolov8n"])
     for asked in ({"vote": True}, {"min_iou": 0.5}, {"coco_eval": True}):
         with pytest.raises(ValueError, match="does not go with benchmark"):
             net.benchmark(data="demo.yaml", format="onnx", imgsz=64, **asked)
@@ -328,7 +328,7 @@ def test_calibration_makes_deviations_honest_here_and_in_the_checkpoint(
 def test_calibration_needs_a_checkpoint_of_a_head_with_distributions(opened: Any, tiny_data: Path) -> None:
     chosen: dict[str, Any] = {"data": tiny_data, "imgsz": SIZE, "plots": False, "workers": 0, "verbose": False}
     with pytest.raises(ValueError, match="writes to a checkpoint"):
-        MLCYOLO("yolov8n.yaml").val(**chosen, calibrate=True)
+        MLCYOLO(SMALL_NETS["yolov8n"]).val(**chosen, calibrate=True)
     net = opened(lively_detector("fcos", quality="iou", width=64, nc=3))
     kept = Path(net.ckpt_path).read_bytes()
     with pytest.raises(ValueError, match="distributions"):

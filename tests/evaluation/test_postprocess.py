@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from detectors.lively import lively_detector
+from nets import SMALL
 from torchvision.ops import nms
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.tasks import DetectionModel
@@ -65,7 +66,7 @@ def test_an_image_without_detections_and_an_empty_batch_have_none() -> None:
 
 
 def _yolo(*, iou: bool) -> DetectionModel:
-    model = DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval()
+    model = DetectionModel(SMALL, nc=3, verbose=False).eval()
     if iou:
         add_iou_channel(model.model[-1])
     return model

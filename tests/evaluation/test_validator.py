@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from nets import SMALL
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from scipy import stats
@@ -304,7 +305,7 @@ class Trainer(DetectionTrainer):
 
 
 def test_training_writes_undefined_coefficients_to_csv_and_plots_them(tiny_data: Path, run_dir: Path) -> None:
-    args = {"model": "yolo11n.yaml", "data": str(tiny_data), "imgsz": 96, "batch": 4, "epochs": 2, "workers": 0}
+    args = {"model": SMALL, "data": str(tiny_data), "imgsz": 96, "batch": 4, "epochs": 2, "workers": 0}
     args |= {"device": "cpu", "project": str(run_dir), "name": "train", "val": True, "plots": True}
     trainer = Trainer(overrides=args)
     trainer.train()

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from nets import SMALL
 from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo.conversion.convert import convert
@@ -59,7 +60,7 @@ def voc_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _validate(data: Path, run_dir: Path, **options: bool) -> Recorder:
     torch.manual_seed(0)
-    model = DetectionModel("yolo11n.yaml", nc=2, verbose=False).eval()
+    model = DetectionModel(SMALL, nc=2, verbose=False).eval()
     model.names = {0: "circle", 1: "star"}
     arguments = {"data": str(data), "imgsz": 96, "batch": 2, "plots": False, "device": "cpu", "mode": "val"}
     validator = Recorder(args={**arguments, "model": "x.pt", "project": str(run_dir), "conf": 0.0001, **options})
@@ -91,7 +92,7 @@ def test_the_numbers_stand_in_the_row_all_only_when_asked_for(voc_set: Path, run
 
 
 def test_a_data_set_without_flags_has_no_difficult_objects(tiny_data: Path, run_dir: Path) -> None:
-    model = DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval()
+    model = DetectionModel(SMALL, nc=3, verbose=False).eval()
     model.names = dict(enumerate(("square", "disc", "cross")))
     arguments = {"data": str(tiny_data), "imgsz": 96, "plots": False, "device": "cpu", "mode": "val", "voc_eval": True}
     validator = Recorder(args={**arguments, "model": "x.pt", "project": str(run_dir)})

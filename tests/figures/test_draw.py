@@ -14,6 +14,7 @@ import torch
 from detectors.lively import lively_detector
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from nets import SMALL_NETS
 from ultralytics.nn.tasks import DetectionModel
 
 from mlc_yolo.assigners import MaxIoU, MutualGuidance
@@ -35,7 +36,7 @@ KINDS = ["amplification", "guidance", "misaligned"]
 def yolo() -> MLCYOLO:
     """An untrained yolov8n; these tests do not change its weights."""
     torch.manual_seed(0)
-    return MLCYOLO("yolov8n.yaml")
+    return MLCYOLO(SMALL_NETS["yolov8n"])
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_command_writes_a_png_and_an_svg(kind: str, yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
-    other = {"other": MLCYOLO("yolov8n.yaml")} if kind == "misaligned" else {}
+    other = {"other": MLCYOLO(SMALL_NETS["yolov8n"])} if kind == "misaligned" else {}
     png, svg = draw_figure(kind, yolo, **other, **arguments(tiny_data, run_dir))
     assert (png, svg) == (run_dir / kind / f"{kind}.png", run_dir / kind / f"{kind}.svg")
     assert min(cv2.imread(str(png)).shape[:2]) > 600
@@ -227,7 +228,7 @@ def test_images_where_the_models_differ_come_first(
     ],
 )
 def test_models_are_called_what_tells_them_apart(paths: tuple[str, str], names: list[str], yolo: MLCYOLO) -> None:
-    pair = [MLCYOLO("yolov8n.yaml") for _ in paths]
+    pair = [MLCYOLO(SMALL_NETS["yolov8n"]) for _ in paths]
     for model, path in zip(pair, paths, strict=True):
         model.ckpt_path = path
     assert misaligned._distinct_names(*pair) == names
@@ -281,7 +282,7 @@ def test_wrong_arguments_are_refused_before_a_folder_is_made(
 
 
 def test_models_of_fewer_classes_than_the_data_are_refused(yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
-    few = wrap(DetectionModel("yolov8n.yaml", nc=2, verbose=False))
+    few = wrap(DetectionModel(SMALL_NETS["yolov8n"], nc=2, verbose=False))
     few.model.names = {0: "square", 1: "disc"}
     with pytest.raises(ValueError, match="has 3 classes and the model 2"):
         draw_figure("misaligned", yolo, other=few, **arguments(tiny_data, run_dir))
@@ -317,8 +318,8 @@ def test_pictures_of_any_number_of_bands_show_the_first_three_or_grey(
         assert cv2.imwritemulti(str(file.with_suffix(".tiff")), pages)
         file.unlink()
     torch.manual_seed(0)
-    model = MLCYOLO("yolov8n.yaml")
-    model.model = DetectionModel("yolov8n.yaml", ch=bands, nc=3, verbose=False)
+    model = MLCYOLO(SMALL_NETS["yolov8n"])
+    model.model = DetectionModel(SMALL_NETS["yolov8n"], ch=bands, nc=3, verbose=False)
     model.model.args = {"task": "detect"}
     shown: list[np.ndarray] = []
     imshow = Axes.imshow
