@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ultralytics.engine.results import Boxes, Results
 from ultralytics.utils.ops import clip_boxes
 
 from mlc_yolo.heads.placed import IOU, SIGMAS
+from mlc_yolo.plots.bands import displayed
 
 Array = Tensor | NDArray[np.floating]
 
@@ -164,8 +166,19 @@ class PlacedResults(Results):
         """
         wanted = self.show_sigma if show_sigma is None else show_sigma
         if wanted and self.boxes is not None and kwargs.get("img") is None and len(args) < 6:
-            kwargs["img"] = with_bands(self.orig_img, self.boxes.cpu().numpy())
+            kwargs["img"] = with_bands(displayed(self.orig_img), self.boxes.cpu().numpy())
         return super().plot(*args, **kwargs)
+
+    def save_crop(self, save_dir: str | Path, file_name: str | Path = Path("im.jpg")) -> None:
+        """Save each detection's part of the image as upstream does; of more than three bands the first three.
+
+        Args:
+            save_dir: a folder for each class is made in it.
+            file_name: of the crops.
+        """
+        shown = copy(self)
+        shown.orig_img = displayed(self.orig_img)
+        super(PlacedResults, shown).save_crop(save_dir, file_name)
 
     def _known(self, normalize: bool) -> NDArray[np.float64]:
         """Return what is known of the boxes as float64 rows (N, 5)."""

@@ -15,6 +15,7 @@ import torch
 from ultralytics.engine.results import Boxes, Results
 
 from mlc_yolo.evaluation.placed_results import COLUMNS, PlacedBoxes, PlacedResults, with_bands
+from mlc_yolo.plots.bands import displayed
 
 NAMES = {0: "square", 1: "disc"}
 ROWS = torch.tensor([[10.0, 20, 50, 60, 0.9, 0], [30.0, 5, 70, 45, 0.6, 1], [60.0, 50, 90, 70, 0.3, 0]])
@@ -143,3 +144,17 @@ def test_pictures_show_bands_where_they_are_asked_for() -> None:
     np.testing.assert_array_equal(result[:].plot(), asked)
     np.testing.assert_array_equal(result.plot(show_sigma=False), plain)
     np.testing.assert_array_equal(result[:0].plot(), result.orig_img)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_pictures_and_crops_of_any_number_of_bands_show_the_first_three_or_grey(count: int, tmp_path: Path) -> None:
+    many = np.random.default_rng(0).integers(0, 256, (80, 100, count), dtype=np.uint8)
+    result = PlacedResults(many, "a.tif", NAMES, ROWS.clone(), placement=KNOWN)
+    first = PlacedResults(displayed(many), "a.jpg", NAMES, ROWS.clone(), placement=KNOWN)
+    np.testing.assert_array_equal(result.plot(show_sigma=True), first.plot(show_sigma=True))
+    for each, folder in ((result, "many"), (first, "first")):
+        each.save_crop(tmp_path / folder, "a")
+    crops = sorted(path.relative_to(tmp_path / "first") for path in (tmp_path / "first").rglob("*.jpg"))
+    assert len(crops) == 3
+    assert all((tmp_path / "many" / crop).read_bytes() == (tmp_path / "first" / crop).read_bytes() for crop in crops)
+    assert result.orig_img is many
