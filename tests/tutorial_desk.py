@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import torch
 import yaml
-from nets import enliven
+from nets import SMALL, enliven
 
 from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.model import MLCYOLO
@@ -23,7 +23,10 @@ SMALLER = (
     (r"(?<= )epochs=50", " ".join(f"{name}={value}" for name, value in TINY.items())),
     (r"seed=0,1,2", "seed=0"),
     (r"seed=\[0, 1, 2\]", "seed=[0]"),
-    (r"epochs=10 batch=8", "epochs=10 batch=2 imgsz=64 scale=0.25 workers=0 plots=False"),
+    (
+        r"epochs=10 batch=8",
+        "epochs=3 assigner_warmup=1 lr_steps=[1,2] warmup_epochs=0 batch=2 imgsz=64 scale=0.25 workers=0 plots=False",
+    ),
 )
 
 
@@ -50,7 +53,7 @@ def lay_out(folder: Path) -> None:
     for split, files in images.items():
         shutil.copytree(files[0].parent, folder / split)
         (folder / f"{split}.json").write_text(json.dumps(_coco(files[:2], demo["names"])))
-    MLCYOLO("yolo11n.yaml").save(folder / "yolo11n.pt")
+    MLCYOLO(SMALL).save(folder / "yolo11n.pt")
     model = MLCYOLO(folder / "yolo11n.pt")
     model.train(data=str(folder / "mine.yaml"), **TINY, val=False, project=str(folder / "before"))
     model = MLCYOLO(model.trainer.last)

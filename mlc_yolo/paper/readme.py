@@ -3,7 +3,8 @@
     python -m mlc_yolo.paper.readme
 
 writes them again, each between two comments that name it. Runs of one detector on one data set, equally long, make one
-table: what all their commands share stands under it once, and a row shows only the words of its own.
+table: what all their commands share stands under it once, and a row shows only the words of its own. The README's short
+table sets pairs of rows against each other (`SUMMARY`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ from mlc_yolo.paper.reproduce import PAPER_IMAGES
 from mlc_yolo.paper.rows import read_row
 from mlc_yolo.resources import resource_dir
 
-_DOCS = Path(__file__).resolve().parents[2] / "docs"
+_ROOT = Path(__file__).resolve().parents[2]
 #: Part -> the page that has it between two comments.
-PAGES = {"options": _DOCS / "reference" / "options.md", "results": _DOCS / "results.md"}
+PAGES = {
+    "options": _ROOT / "docs" / "reference" / "options.md",
+    "results": _ROOT / "docs" / "results.md",
+    "summary": _ROOT / "README.md",
+}
 #: Column of results.csv -> (what its cells are headed, decimals). A table shows those that any of its runs has.
 SHOWN = {
     **{name: (name, 1) for name in ("AP", "AP50", "AP75", "AR100", "AR300", "AR1000")},
@@ -39,6 +44,32 @@ PAPERS = {
     **{f"mlc_table{number}": f"MLC, table {number}" for number in range(1, 6)},
     **{f"mg_table{number}": f"Mutual Guidance, table {number}" for number in (1, 2)},
     **{f"sed_{share}pct": f"SED, {share} % of the labels" for share in (5, 10)},
+}
+#: The README's table: what was trained -> model, data, the row without and the row with a method, and that method.
+SUMMARY = {
+    "YOLO11n from scratch, blood cells": ("yolo11n", "bccd-416/data.yaml", "yolo_stock", "yolo_mlc_iou", "MLC"),
+    "the same": ("yolo11n", "bccd-416/data.yaml", "yolo_stock", "yolo_teacher", "a teacher"),
+    "YOLOv8n fine-tuned, playing cards": (
+        "yolov8n_from_int8",
+        "cards6-416/data.yaml",
+        "yolo_stock",
+        "yolo_mlc_iou",
+        "MLC",
+    ),
+    "FCOS without centerness, blood cells": (
+        "fcos-r18w128",
+        "bccd-416/data.yaml",
+        "mlc_table1_fcos_minus",
+        "mlc_table3_fcos_mlc",
+        "MLC",
+    ),
+    "RetinaNet, blood cells": (
+        "retinanet-r18w128",
+        "bccd-416/data.yaml",
+        "mlc_table3_retinanet",
+        "mlc_table3_retinanet_mlc",
+        "MLC",
+    ),
 }
 
 Line = Mapping[str, str]
@@ -113,6 +144,34 @@ def results_section(lines: Sequence[Line]) -> str:
     return "\n\n".join([_coverage(lines), _wrapped(note), *(Table.of(group).markdown() for group in tables.values())])
 
 
+def summary_table(lines: Sequence[Line]) -> str:
+    """Return the README's table: AP without and with a method, and their difference.
+
+    Args:
+        lines: of results.csv.
+
+    Raises:
+        ValueError: a row of `SUMMARY` has no line, or a pair's rows differ in their seeds or in the length of training.
+    """
+    body = []
+    for trained, (model, data, without, method, called) in SUMMARY.items():
+        pair = [
+            [line for line in lines if (line["model"], line["data"], line["row"]) == (model, data, row)]
+            for row in (without, method)
+        ]
+        seeds = [sorted(line["seed"] for line in runs) for runs in pair]
+        if seeds[0] != seeds[1] or len({tuple(line[name] for name in ALIKE) for runs in pair for line in runs}) != 1:
+            raise ValueError(
+                f"results.csv must have {without} and {method} of {model} on {data}, trained alike with the same seeds, "
+                f"and has seeds {seeds[0]} and {seeds[1]}. Run what is missing, or change SUMMARY."
+            )
+        values = [[line["AP"] for line in runs] for runs in pair]
+        difference = statistics.mean(map(float, values[1])) - statistics.mean(map(float, values[0]))
+        spreads = [_spread(texts, SHOWN["AP"][1]) for texts in values]
+        body.append([trained, spreads[0], called, spreads[1], f"{difference:+.1f}", str(len(seeds[0]))])
+    return _grid(["what is trained", "as published", "with", "AP then", "difference", "seeds"], body)
+
+
 def options_table() -> str:
     """Return the table of the options in cfg/mlc.yaml."""
     options = yaml.safe_load((resource_dir("cfg") / "mlc.yaml").read_text(encoding="utf-8"))
@@ -151,7 +210,8 @@ def updated(text: str, part: str) -> str:
     if part == "options":
         made = options_table()
     else:
-        made = results_section(read_lines(resource_dir("cfg") / "paper" / "results.csv"))
+        lines = read_lines(resource_dir("cfg") / "paper" / "results.csv")
+        made = results_section(lines) if part == "results" else summary_table(lines)
     start, end = f"<!-- {part}: made by make readme -->", f"<!-- end of {part} -->"
     before, opened, rest = text.partition(start)
     _, closed, after = rest.partition(end)

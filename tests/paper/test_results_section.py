@@ -8,7 +8,17 @@ from itertools import pairwise
 
 import pytest
 
-from mlc_yolo.paper.readme import PAGES, Line, Table, options_table, read_lines, results_section, updated
+from mlc_yolo.paper.readme import (
+    PAGES,
+    SUMMARY,
+    Line,
+    Table,
+    options_table,
+    read_lines,
+    results_section,
+    summary_table,
+    updated,
+)
 from mlc_yolo.paper.reproduce import COLUMNS
 from mlc_yolo.resources import resource_dir
 
@@ -115,3 +125,30 @@ def test_a_bar_in_an_options_help_does_not_end_its_cell() -> None:
     rows = options_table().splitlines()
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {5}
     assert any("\\|value - threshold\\|" in row for row in rows)
+
+
+def pairs(**of_methods: str) -> list[Line]:
+    """Lines for every pair of the README's table: two seeds each, the method's a point better."""
+    first = {(model, data, row): ("10.0", {}) for model, data, row, _, _ in SUMMARY.values()}
+    second = {(model, data, row): ("11.0", of_methods) for model, data, _, row, _ in SUMMARY.values()}
+    return [
+        line(model=model, data=data, row=row, **{"AP": str(float(least) + 2 * seed), "seed": str(seed), **given})
+        for (model, data, row), (least, given) in {**first, **second}.items()
+        for seed in (0, 1)
+    ]
+
+
+def test_the_readme_sets_each_method_against_the_same_training_without_it() -> None:
+    table = summary_table(pairs()).splitlines()
+    assert len(table) == 2 + len(SUMMARY)
+    for row, (trained, (*_, called)) in zip(table[2:], SUMMARY.items(), strict=True):
+        assert row == f"| {trained} | 11.0 ± 1.4 | {called} | 12.0 ± 1.4 | +1.0 | 2 |"
+
+
+def test_the_readme_compares_no_runs_of_other_seeds_or_lengths() -> None:
+    with pytest.raises(ValueError, match=r"with the same seeds, and has seeds \['0', '1'\] and \['0'\]"):
+        summary_table([one for one in pairs() if (one["row"], one["seed"]) != ("yolo_mlc_iou", "1")])
+    with pytest.raises(ValueError, match=r"has seeds \[\] and \[\]\. Run what is missing"):
+        summary_table([])
+    with pytest.raises(ValueError, match="trained alike"):
+        summary_table(pairs(epochs="99"))
