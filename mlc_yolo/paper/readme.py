@@ -162,8 +162,8 @@ def summary_table(lines: Sequence[Line]) -> str:
         seeds = [sorted(line["seed"] for line in runs) for runs in pair]
         if seeds[0] != seeds[1] or len({tuple(line[name] for name in ALIKE) for runs in pair for line in runs}) != 1:
             raise ValueError(
-                f"results.csv must have {without} and {method} of {model} on {data}, trained alike with the same seeds, "
-                f"and has seeds {seeds[0]} and {seeds[1]}. Run what is missing, or change SUMMARY."
+                f"results.csv must have {without} and {method} of {model} on {data}, trained alike with the same "
+                f"seeds, and has seeds {seeds[0]} and {seeds[1]}. Run what is missing, or change SUMMARY."
             )
         values = [[line["AP"] for line in runs] for runs in pair]
         difference = statistics.mean(map(float, values[1])) - statistics.mean(map(float, values[0]))
