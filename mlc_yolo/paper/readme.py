@@ -268,17 +268,20 @@ def _paper(row: str, lines: Sequence[Line]) -> str:
 
 
 def _spread(texts: Sequence[str], decimals: int) -> str:
-    """Return the mean and, of several, the standard deviation of what is there.
+    r"""Return the mean and, of several, the standard deviation of what is there.
 
     Example:
         >>> _spread(["1", "2", ""], 1), _spread(["1"], 1), _spread([""], 1)
-        ('1.5 ± 0.7', '1.0', '')
+        ('1.5\xa0±\xa00.7', '1.0', '')
     """
     values = [float(text) for text in texts if text]
     if not values:
         return ""
     mean = f"{statistics.mean(values):.{decimals}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{decimals}f}"
+    if len(values) == 1:
+        return mean
+    # A narrow cell is not to break here.
+    return f"{mean}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{statistics.stdev(values):.{decimals}f}"
 
 
 def _listed(values: Iterable[str]) -> str:

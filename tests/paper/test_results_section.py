@@ -24,6 +24,7 @@ from mlc_yolo.resources import resource_dir
 
 RECORDED = read_lines(resource_dir("cfg") / "paper" / "results.csv")
 ROW = "mlc_table3_retinanet"
+PM = "\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}"
 
 
 def line(command: str = f"mlc-yolo reproduce {ROW} data=a.yaml", **given: str) -> Line:
@@ -75,7 +76,7 @@ def test_seeds_are_averaged_and_a_single_one_has_no_spread() -> None:
     assert table[table.index(head) :] == [
         head,
         "|---|---|---|---|---|---|",
-        f"| [RetinaNet](../cfg/paper/{ROW}.yaml) | 11.0 ± 1.4 | 0.55 ± 0.07 | 0, 1 | AP 36.3 | - |",
+        f"| [RetinaNet](../cfg/paper/{ROW}.yaml) | 11.0{PM}1.4 | 0.55{PM}0.07 | 0, 1 | AP 36.3 | - |",
         f"| [RetinaNet](../cfg/paper/{ROW}.yaml) | 20.0 | - | 1 | AP 36.3 | `lr0=0.1` |",
         "",
         f"    mlc-yolo reproduce {ROW} data=a.yaml seed=SEED",
@@ -84,7 +85,7 @@ def test_seeds_are_averaged_and_a_single_one_has_no_spread() -> None:
 
 def test_a_difference_from_the_paper_is_shown_only_where_runs_compare_with_it() -> None:
     section = results_section([line(paper="36.3", difference="-0.3"), line(paper="36.3", difference="0.1", seed="1")])
-    assert "AP 36.3, difference -0.1 ± 0.3" in section
+    assert f"AP 36.3, difference -0.1{PM}0.3" in section
     assert section.startswith("1 of the 60 rows of `cfg/paper` has been run as its paper did")
     assert cells(section, "MLC, table 3")[1:] == ["5", "1", "0", "4"]
     assert "difference" not in results_section([line()])
@@ -142,7 +143,7 @@ def test_the_readme_sets_each_method_against_the_same_training_without_it() -> N
     table = summary_table(pairs()).splitlines()
     assert len(table) == 2 + len(SUMMARY)
     for row, (trained, (*_, called)) in zip(table[2:], SUMMARY.items(), strict=True):
-        assert row == f"| {trained} | 11.0 ± 1.4 | {called} | 12.0 ± 1.4 | +1.0 | 2 |"
+        assert row == f"| {trained} | 11.0{PM}1.4 | {called} | 12.0{PM}1.4 | +1.0 | 2 |"
 
 
 def test_the_readme_compares_no_runs_of_other_seeds_or_lengths() -> None:
