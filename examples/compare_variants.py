@@ -15,12 +15,13 @@ from mlc_yolo.report import write_report
 
 
 def main(data: str, weights: str, **arguments: Any) -> str:
-    """Return what can be said of AP, a line per variant, and write a page beside the runs."""
+    """Write a page beside the runs; return its path, and what can be said of AP, a line per variant."""
     asked = {"assigner": ["tal", "mlc"], "seed": [0, 1, 2], "epochs": 50, **arguments}
     comparison = compare(model=weights, data=data, **asked)
-    print(f"page: {write_report(comparison, comparison.folder / 'report.html')}")
+    page = write_report(comparison, comparison.folder / "report.html")
     rows = [row for row in comparison.differences if row["metric"] == "AP"]
-    return "\n".join(f"{row['variant']}: AP {row['difference']:+.1f}, {row['verdict']}" for row in rows)
+    said = [f"{row['variant']}: AP {row['difference']:+.1f}, {row['verdict']}" for row in rows]
+    return "\n".join([f"page: {page}", *said])
 
 
 if __name__ == "__main__":

@@ -27,6 +27,9 @@ SMALLER = (
         r"epochs=10 batch=8",
         "epochs=3 assigner_warmup=1 lr_steps=[1,2] warmup_epochs=0 batch=2 imgsz=64 scale=0.25 workers=0 plots=False",
     ),
+    (r"epochs=10, imgsz=192, batch=16", "epochs=1, imgsz=64, batch=4, workers=0"),
+    (r"\"demo\.yaml\"", '"mine.yaml"'),
+    (r"\"yolo11n\.yaml\"", '"yolo11n.pt"'),
 )
 
 

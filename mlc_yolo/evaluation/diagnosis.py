@@ -146,6 +146,12 @@ class Diagnosis:
         images = len(seen.records.images)
         self._weights = np.concatenate((np.ones((images, 1)), draw_images(images, resamples=resamples)), 1)
 
+    def __str__(self) -> str:
+        """Return the table of repairs and the verdict."""
+        from mlc_yolo.evaluation import diagnosis_files  # what puts it into words imports this module
+
+        return diagnosis_files.as_text(self)
+
     @cached_property
     def baseline(self) -> Gain:
         """The detector as it is: a gain of 0; its AP's interval is `ap`."""

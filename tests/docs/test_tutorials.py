@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
 from torch.distributed.run import parse_args
-from tutorial_desk import smaller
+from tutorial_desk import TINY, smaller
 
 from mlc_yolo import cli
 from mlc_yolo.options.arguments import Arguments
@@ -20,6 +23,29 @@ PAGES = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 #: Its commands need several GPUs: they are parsed, not run.
 PARSED = "several-machines.md"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def _example(name: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert specification and specification.loader
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+def _own_assigner() -> None:
+    pictures = _example("own_assigner").main("mine.yaml", "yolo11n.pt", **TINY, val=False)
+    assert pictures and all(picture.is_file() for picture in pictures)
+
+
+def _compare_variants() -> None:
+    page, said = _example("compare_variants").main("mine.yaml", "yolo11n.pt", **TINY, seed=[0]).splitlines()
+    assert Path(page.removeprefix("page: ")).is_file()
+    assert said.startswith("assigner=mlc: AP ")
+
+
+#: Page -> the file in examples/ that does the same. What the page has trained, its comparison does not train again.
+EXAMPLES: dict[str, Callable[[], None]] = {"own-assigner": _own_assigner, "which-assigner": _compare_variants}
 
 
 def _run(example: Example) -> None:
@@ -36,7 +62,7 @@ def _commands(text: str) -> list[list[str]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != PARSED], ids=lambda page: page.stem)
-def test_a_tutorial_runs_from_its_first_block_to_its_last(page: Path, desk: Path) -> None:
+def test_a_tutorial_and_its_example_run_from_the_first_block_to_the_last(page: Path, desk: Path) -> None:
     copy = desk / page.name
     copy.write_text(smaller(page.read_text(encoding="utf-8")), encoding="utf-8")
     blocks = Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("bash", _run)], patterns=["*.md"])
@@ -44,6 +70,8 @@ def test_a_tutorial_runs_from_its_first_block_to_its_last(page: Path, desk: Path
     assert examples
     for example in examples:
         example.evaluate()
+    if page.stem in EXAMPLES:
+        EXAMPLES[page.stem]()
 
 
 def test_commands_for_several_machines_are_ones_that_torchrun_and_the_command_line_take() -> None:

@@ -122,6 +122,12 @@ def test_numbers_in_the_verdict_are_the_diagnosis_own(diagnosis: Diagnosis) -> N
     assert not re.search(r"\bnan\b", said)
 
 
+def test_a_printed_diagnosis_is_its_table_and_its_verdict(diagnosis: Diagnosis) -> None:
+    printed = str(diagnosis)
+    assert all(sentence in printed for sentence in verdict(diagnosis))
+    assert all(repair.value in printed for repair in diagnosis.gains)
+
+
 def test_rescoring_is_said_where_there_is_something_to_compare_with(diagnosis: Diagnosis) -> None:
     records = diagnosis.seen.records
     doubled = replace(records, scores=np.minimum(records.scores * 2, 1))
