@@ -23,6 +23,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "README.md": "index.md",
+    "examples/README.md": "examples.md",
     "tests/README.md": "tests.md",
 }
 MODES_HERE = re.compile(r"<!-- modes: .*? -->")
