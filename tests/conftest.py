@@ -101,6 +101,15 @@ def iou_aware() -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture(scope="module")
+def narrow_backbones() -> Iterator[None]:
+    """Ported detectors that this module builds have backbones of few channels."""
+    import nets
+
+    with nets.narrow_backbones():
+        yield
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """An absolute folder for `project=`: Ultralytics moves relative ones elsewhere when it runs under pytest."""

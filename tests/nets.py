@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
+from torchvision.models import resnet
 from ultralytics.nn.modules import Conv
 from ultralytics.nn.tasks import DetectionModel
+
+from mlc_yolo.detectors import parts, vgg
 
 #: The path of a net with the head of YOLO11 and 0.2 M parameters: it trains in a third of the time of yolo11n.yaml.
 SMALL = str(Path(__file__).with_name("fixtures") / "small11.yaml")
@@ -15,6 +22,35 @@ SMALL = str(Path(__file__).with_name("fixtures") / "small11.yaml")
 SMALL26 = str(Path(__file__).with_name("fixtures") / "small26.yaml")
 #: YOLO's heads on such nets: name of the model -> path of the YAML.
 SMALL_NETS = {"yolov8n": SMALL.replace("small11", "small8"), "yolo11n": SMALL, "yolo26n": SMALL26}
+#: The same by the names of the families whose heads they have.
+BY_FAMILY = {name.removesuffix("n"): path for name, path in SMALL_NETS.items()}
+
+
+class _NarrowResNet(resnet.ResNet):
+    """torchvision's, with an eighth of the channels after its first layer."""
+
+    def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+        return super()._make_layer(block, planes // 8, *args, **kwargs)
+
+
+@contextmanager
+def narrow_backbones() -> Iterator[None]:
+    """Let ported detectors be built with few channels: ResNets of two blocks a stage, and VGGs.
+
+    A ResNet-18 has 11 M parameters, which a short training mostly spends on initialising, copying and writing. The
+    classes and the tensors' names stay, so that checkpoints open anywhere; only what builds from a YAML must be here.
+    """
+
+    def build(name: str, **keys: Any) -> resnet.ResNet:
+        block = resnet.BasicBlock if name in {"resnet18", "resnet34"} else resnet.Bottleneck
+        return _NarrowResNet(block, [2, 2, 2, 2], norm_layer=keys["norm_layer"])
+
+    # conv4_3 and conv5_3, which are read, stay as wide as they are said to be
+    layers = [8, 8, "M", 16, 16, "M", 32, 32, 32, "M", 64, 64, 512, "M", 64, 64, 512, "M"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "get_model", build)
+        patch.setattr(vgg, "cfgs", {"D": layers})
+        yield
 
 
 def enliven(model: DetectionModel, image: torch.Tensor) -> None:

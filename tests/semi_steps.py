@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
 from detectors.lively import lively_detector
-from nets import enliven
+from nets import BY_FAMILY, enliven
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from ultralytics.nn.tasks import DetectionModel
@@ -34,15 +36,22 @@ def photos(count: int = 2, seed: int = 1, height: int = 64, width: int = 128) ->
 
 
 def net(name: str) -> Any:
-    """An untrained net with a predicted IoU whose predictions vary, the same every time."""
-    if not name.startswith("yolo"):
-        return lively_detector(name, quality="iou", width=64, nc=3)
+    """An untrained small net with a predicted IoU whose predictions vary, the same every time.
+
+    Args:
+        name: the family of a YOLO's head, or the kind of a ported detector.
+    """
+    return deepcopy(_yolo(name)) if name in BY_FAMILY else lively_detector(name, quality="iou", nc=3)
+
+
+@cache
+def _yolo(name: str) -> Any:
     torch.manual_seed(0)
-    model: Any = DetectionModel(f"{name}.yaml", nc=3, verbose=False).eval()
+    model: Any = DetectionModel(BY_FAMILY[name], nc=3, verbose=False).eval()
     model.args = DEFAULT_CFG
     add_iou_channel(model.model[-1])
     enliven(model, photos(seed=5))
-    if name == "yolo26n":  # its distances have no bins that keep them positive
+    if name == "yolo26":  # its distances have no bins that keep them positive
         with torch.no_grad():
             for branch in (model.model[-1].cv2, model.model[-1].one2one_cv2):
                 for layers in branch:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectors.lively import lively_detector
-from nets import enliven
+from nets import BY_FAMILY, enliven
 from torch import Tensor, nn
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
@@ -24,13 +24,17 @@ def smooth(count: int = 2, height: int = 64, width: int = 128, seed: int = 5) ->
 
 
 def detector(name: str, names: dict[int, str] | None = None, *, iou_head: bool = False, seed: int = 0) -> Any:
-    """A net whose predictions vary, of classes of these names; the same every time."""
+    """A net whose predictions vary, of classes of these names; the same every time.
+
+    Args:
+        name: the family of a small YOLO's head, a larger YOLO's name, or the kind of a ported detector.
+    """
     names = names or NAMES
     if not name.startswith("yolo"):
-        model = lively_detector(name, quality="iou", width=64, nc=len(names))
+        model = lively_detector(name, quality="iou", nc=len(names))
     else:
         torch.manual_seed(seed)
-        model = DetectionModel(f"{name}.yaml", nc=len(names), verbose=False).eval()
+        model = DetectionModel(BY_FAMILY.get(name, f"{name}.yaml"), nc=len(names), verbose=False).eval()
         if iou_head:
             add_iou_channel(model.model[-1])
         enliven(model, smooth())

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection import FCOS, RetinaNet
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from mlc_yolo.detectors import parts
 from mlc_yolo.detectors.config import complete
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import start_from
@@ -24,6 +27,8 @@ from mlc_yolo.detectors.weights import start_from
 #: Multiples of 32; the first has no side that is one of 128, as the coarsest levels would like.
 SIZES = [(160, 224), (256, 192), (128, 256)]
 CLASSES = 7
+#: Channels of the pyramids, a quarter of torchvision's.
+WIDTH = 64
 
 
 def image(height: int, width: int, count: int = 1) -> Tensor:
@@ -38,15 +43,16 @@ def torchvision_detector(
     kind: str, backbone: str = "resnet18", *, classes: int = CLASSES, frozen: bool = False, seed: int = 0
 ) -> Any:
     """torchvision's RetinaNet or FCOS in evaluation mode, with varied class scores, boxes and centerness."""
+    return deepcopy(_torchvision_detector(parts.get_model, kind, backbone, classes, frozen, seed))
+
+
+@cache
+def _torchvision_detector(get_model: Any, kind: str, backbone: str, classes: int, frozen: bool, seed: int) -> Any:
     torch.manual_seed(seed)
-    norm = FrozenBatchNorm2d if frozen else nn.BatchNorm2d
-    body = resnet_fpn_backbone(
-        backbone_name=backbone,
-        weights=None,
-        norm_layer=norm,
-        returned_layers=[2, 3, 4],
-        extra_blocks=LastLevelP6P7(256, 256),
-    )
+    net = get_model(backbone, weights=None, norm_layer=FrozenBatchNorm2d if frozen else nn.BatchNorm2d)
+    widths = [net.inplanes // 4, net.inplanes // 2, net.inplanes]
+    stages = {f"layer{stage}": str(stage) for stage in (2, 3, 4)}
+    body = BackboneWithFPN(net, stages, widths, WIDTH, extra_blocks=LastLevelP6P7(WIDTH, WIDTH))
     build = {"retinanet": RetinaNet, "fcos": FCOS}[kind]
     model = build(body, classes).eval()
     model.transform.resize = lambda image, target=None: (image, target)
@@ -107,9 +113,8 @@ def enliven(model: nn.Module, outputs: dict[str, tuple[float, float]]) -> None:
 def configuration(kind: str, backbone: str = "resnet18", **keys: Any) -> dict[str, Any]:
     """A complete configuration of ours, by default with the layers of torchvision's."""
     quality = {"fcos": "centerness"}.get(kind, "none")
-    return complete(
-        {"detector": kind, "backbone": backbone, "quality": quality, "nc": 1 if kind == "rpn" else 80} | keys
-    )
+    small = {"detector": kind, "backbone": backbone, "width": WIDTH, "nc": 1 if kind == "rpn" else 80}
+    return complete({**small, "quality": quality, **keys})
 
 
 def loaded(kind: str, state: Any, folder: Path, backbone: str = "resnet18", **keys: Any) -> DetectorModel:
@@ -120,6 +125,12 @@ def loaded(kind: str, state: Any, folder: Path, backbone: str = "resnet18", **ke
 
 def lively_detector(kind: str, **keys: Any) -> DetectorModel:
     """Our own detector by our conventions, in evaluation mode, with varied outputs."""
+    return deepcopy(_lively_detector(parts.get_model, kind, **keys))
+
+
+@cache
+def _lively_detector(_: Any, kind: str, **keys: Any) -> DetectorModel:
+    """Build it, once for each builder of backbones, which may be that of narrow ones."""
     torch.manual_seed(0)
     model = DetectorModel(configuration(kind, **keys), verbose=False).eval()
     boxes = (4, 0.4) if kind == "fcos" else (0, 0.4)

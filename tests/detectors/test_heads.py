@@ -12,7 +12,7 @@ from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.priors import Priors
 
-from .lively import image, lively_detector
+from .lively import WIDTH, image, lively_detector
 
 SIZE = (160, 224)
 #: Every head, with every layer it can have, by both sets of conventions.
@@ -189,7 +189,7 @@ def test_a_picture_gives_the_same_alone_and_in_a_batch(kind: str, quality: str, 
 @pytest.mark.parametrize(("follows", "tower"), [("paper", "classification"), ("torchvision", "regression")])
 def test_centerness_reads_the_tower_its_source_says(follows: str, tower: str) -> None:
     head = _detector("fcos", "centerness", follows).head
-    feats = [torch.rand(1, 256, n, n) for n in (8, 4, 2, 2, 2)]
+    feats = [torch.rand(1, WIDTH, n, n) for n in (8, 4, 2, 2, 2)]
     torch.nn.init.normal_(head.get_parameter("regression_head.bbox_ctrness.weight"))
     head.raw(feats)["quality"].sum().backward()
     reached = {

@@ -16,6 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from mlc_yolo.detectors.frozen_norm import FrozenNorm
 from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.detectors.multibox import PYRAMIDS
 
 from .lively import configuration, image, lively_detector
 
@@ -23,6 +24,8 @@ KINDS = ["retinanet", "fcos", "rpn"]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_norm = pytest.mark.parametrize("norm", ["frozen", "batch"])
 RAW = ("boxes", "scores", "quality")
+
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
 
 
 def _raw(model: nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
@@ -159,9 +162,12 @@ def test_any_multiple_of_32_is_an_image_size(kind: str, size: tuple[int, int]) -
     assert float(x[:, 0].max()) <= size[1] and float(y[:, 0].max()) <= size[0]
 
 
+@pytest.mark.slow
 def test_restricted_loading_accepts_our_checkpoints(tmp_path: Path) -> None:
     models = [lively_detector(kind, quality="iou", norm=norm) for kind in KINDS for norm in ("frozen", "batch")]
     models.append(DetectorModel(configuration("fcos", "resnet50"), verbose=False).eval())
+    models += [DetectorModel(configuration(kind, quality="iou"), verbose=False).eval() for kind in PYRAMIDS]
+    models.append(DetectorModel(configuration("fssd", "vgg16_bn", norm="frozen"), verbose=False).eval())
     for i, model in enumerate(models):
         torch.save({"model": model, "train_args": {}}, tmp_path / f"{i}.pt")
     code = (

@@ -20,7 +20,7 @@ from mlc_yolo.nms import select_detections
 
 from .lively import SIZES, image, lively_detector, loaded, torchvision_detector, torchvision_heads
 
-each_size = pytest.mark.parametrize("size", SIZES, ids=str)
+each_size = pytest.mark.parametrize("size", SIZES[::2], ids=str)
 each_kind = pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 
 

@@ -27,9 +27,7 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize(
-    ("name", "assigner"), [("yolo11n", "mlc"), ("yolo26n", "mlc"), ("yolo11n", "tal"), ("fcos", "")]
-)
+@pytest.mark.parametrize(("name", "assigner"), [("yolo11", "mlc"), ("yolo26", "mlc"), ("yolo11", "tal"), ("fcos", "")])
 def test_a_supervised_step_asks_the_other_ranks_once(name: str, assigner: str, sums: list[int]) -> None:
     model = learner(name)
     supervised(model, assigner)(model(photos(seed=3)), batch())
@@ -39,7 +37,7 @@ def test_a_supervised_step_asks_the_other_ranks_once(name: str, assigner: str, s
     assert len(sums) == 1
 
 
-@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "retinanet"])
+@pytest.mark.parametrize("name", ["yolo11", "yolo26", "retinanet"])
 @pytest.mark.parametrize("mode", ["pseudo", "soft", "sed"])
 def test_a_step_with_images_without_labels_asks_the_other_ranks_once(name: str, mode: str, sums: list[int]) -> None:
     student, teacher = learner(name), net(name)
@@ -50,7 +48,7 @@ def test_a_step_with_images_without_labels_asks_the_other_ranks_once(name: str, 
 @pytest.mark.parametrize("mode", ["pseudo", "sed"])
 def test_two_equal_ranks_have_the_losses_of_one(mode: str, sums: list[int]) -> None:
     """Normalised by the mean over ranks, times the mean of their images."""
-    student, teacher = learner("yolo11n"), net("yolo11n")
+    student, teacher = learner("yolo11"), net("yolo11")
     together, _ = step(semi(student, teacher, mode), student, batch(photos(), photos(seed=9)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "is_initialized", lambda: False)
@@ -61,7 +59,7 @@ def test_two_equal_ranks_have_the_losses_of_one(mode: str, sums: list[int]) -> N
 
 def test_images_count_for_what_is_learned_without_labels_as_the_ranks_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of ranks with 2 and 4 labelled images both multiply by 3, as the supervised loss does."""
-    student, teacher = learner("yolo11n"), net("yolo11n")
+    student, teacher = learner("yolo11"), net("yolo11")
     alone, _ = step(semi(student, teacher), student, batch(photos(), photos(seed=9)))
 
     def other(counts: torch.Tensor) -> None:

@@ -17,7 +17,8 @@ from mlc_yolo.training.pseudo_labels import pseudo_labels
 from mlc_yolo.training.semi_criterion import ITEMS, SemiLoss
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss
 
-NAMES = ["yolo11n", "yolo26n", "retinanet", "fcos"]
+NAMES = ["yolo11", "yolo26", "retinanet", "fcos"]
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
 every_net = pytest.mark.parametrize("name", NAMES)
 
 
@@ -52,7 +53,7 @@ def test_a_student_that_is_its_teacher_learns_nothing(name: str, mode: str, make
     assert items["ssl_cls"].abs() < 1e-4 and items["ssl_scale"] == 0
     assert items["ssl_box"].abs() < 1e-3
     assert items["agree_cls"] == pytest.approx(1, abs=1e-5)
-    if make is learner or name != "yolo26n":  # whose boxes are inside out then, and overlap nothing
+    if make is learner or name != "yolo26":  # whose boxes are inside out then, and overlap nothing
         assert items["agree_iou"] == pytest.approx(1, abs=1e-4)
     learned.sum().backward()
     own = torch.cat([g.flatten() for g in gradients(student)]).norm()
@@ -62,7 +63,7 @@ def test_a_student_that_is_its_teacher_learns_nothing(name: str, mode: str, make
     assert own < 1e-2 * other
 
 
-@pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
+@pytest.mark.parametrize("name", ["yolo11", "yolo26"])
 def test_the_scale_term_is_zero_where_both_scales_say_the_same(name: str) -> None:
     """Constant heads predict one distance in strides everywhere, so level l at 1x is level l - 1 at half scale."""
     student, teacher = learner(name), net(name).requires_grad_(False)
@@ -84,7 +85,7 @@ def test_a_student_that_sees_otherwise_learns_in_every_term(name: str) -> None:
 
 
 def test_descending_brings_the_student_to_the_teacher() -> None:
-    student, teacher = learner("yolo11n"), net("yolo11n").requires_grad_(False)
+    student, teacher = learner("yolo11"), net("yolo11").requires_grad_(False)
     with torch.no_grad():
         for p in student.model[-1].parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
@@ -95,10 +96,10 @@ def test_descending_brings_the_student_to_the_teacher() -> None:
     for _ in range(12):
         optimizer.zero_grad()
         losses, items = step(criterion, student, given)
-        seen.append((items["ssl_cls"].item(), items["agree_iou"].item()))
+        seen.append(torch.stack((items["ssl_cls"], items["ssl_box"])))
         losses[-3:].sum().backward()
         optimizer.step()
-    assert seen[-1][0] < 0.5 * seen[0][0] and seen[-1][1] > seen[0][1]
+    assert (seen[-1] < 0.5 * seen[0]).all()  # measured: 0.15 and 0.37
 
 
 # What is touched ------------------------------------------------------------------------------------------------------
@@ -119,7 +120,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in model.named_buffers() if "running" in name or "tracked" in name}
 
 
-@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "retinanet"])
+@pytest.mark.parametrize("name", ["yolo11", "yolo26", "retinanet"])
 @pytest.mark.parametrize("mode", ["pseudo", "sed"])
 def test_images_without_labels_leave_running_statistics_to_those_with(name: str, mode: str) -> None:
     alone, student = net(name).train(), net(name).train()
@@ -136,9 +137,9 @@ def test_images_without_labels_leave_running_statistics_to_those_with(name: str,
 
 
 def test_layers_are_put_right_after_an_error() -> None:
-    student = net("yolo11n").train()
+    student = net("yolo11").train()
     with pytest.raises(RuntimeError):
-        step(semi(student, net("yolo11n")), student, batch(photos(), photos()[:, :2]))
+        step(semi(student, net("yolo11")), student, batch(photos(), photos()[:, :2]))
     assert all(m.track_running_stats for m in student.modules() if isinstance(m, _BatchNorm))
 
 
@@ -197,7 +198,7 @@ def test_the_finest_level_learns_no_boxes(name: str) -> None:
 
 
 def test_a_copy_is_whole_and_knows_its_supervised_criterion() -> None:
-    student = net("yolo26n")
+    student = net("yolo26")
     criterion = deepcopy(semi(student, student))
     criterion.epoch, criterion.updates = 3, 2
     assert criterion.supervised.one2many.epoch == 3 and criterion.supervised.updates == 2 and criterion.o2m == 0.8
@@ -248,7 +249,7 @@ def test_background_without_pseudo_labels_is_divided_by_the_labels_positives(nam
     alone = criterion.supervised.prepare(raw, {**nothing, "img": photos(seed=9)}, images=1).over_ranks()[1]["cls_loss"]
     positives = 2 * supervised(student)(student(given["img"]), given)[1]["pos_cls"]
     assert positives > 5 and items["ssl_box"] == 0
-    if name != "yolo26n":  # whose logged class loss is that of one of its branches
+    if name != "yolo26":  # whose logged class loss is that of one of its branches
         assert items["ssl_cls"] == pytest.approx((alone / positives).item(), rel=1e-4)
 
 
@@ -287,7 +288,7 @@ def _first(raw: dict[str, Any]) -> dict[str, Any]:
 # Precision ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["yolo11n", "fcos"])
+@pytest.mark.parametrize("name", ["yolo11", "fcos"])
 def test_half_precision_gives_about_the_same_terms(name: str) -> None:
     # Large enough for several cells on the coarsest level at half the scale: on a CPU torch's bfloat16 convolution over
     # one cell reads what is not initialised.
@@ -305,7 +306,7 @@ def test_half_precision_gives_about_the_same_terms(name: str) -> None:
 
 
 def test_dense_predictions_are_those_the_head_decodes() -> None:
-    model = net("yolo11n")
+    model = net("yolo11")
     criterion = supervised(model)
     with torch.no_grad():
         decoded, raw = model(photos())

@@ -19,6 +19,8 @@ from mlc_yolo.training.teachers import Teachers, load_teachers
 
 BATCH = {"img": smooth(seed=3), **LABELS}
 
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
+
 
 def taught(student: Any, teachers: Teachers | None, **given: Any) -> TaughtLoss:
     return TaughtLoss(supervised(student), teachers=lambda: teachers, **{"weight": 1.0, **given})  # type: ignore[arg-type,return-value]
@@ -39,7 +41,7 @@ def gradient(model: Any) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
-@pytest.mark.parametrize("name", ["yolo11n", "yolo26n", "retinanet", "fcos"])
+@pytest.mark.parametrize("name", ["yolo11", "yolo26", "retinanet", "fcos"])
 def test_a_student_that_is_its_teacher_learns_from_labels_alone(name: str, tmp_path: Path) -> None:
     student = learner(name)
     teachers = of(net(name), tmp_path)
@@ -63,8 +65,13 @@ class Elsewhere(Teachers):
         return super().__call__(images.flip(3))
 
 
-@pytest.mark.parametrize("teacher", ["yolov8n", "yolo12n", "yolo26n", "yolov8s"])
-@pytest.mark.parametrize("student", ["yolo11n", "yolo26n"])
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        *(("yolo11", teacher) for teacher in ("yolov8", "yolo12n", "yolo26")),
+        *(("yolo26", teacher) for teacher in ("yolov8n", "yolo26", "yolo11")),
+    ],
+)
 def test_families_and_widths_teach_one_another(student: str, teacher: str, tmp_path: Path) -> None:
     model = learner(student)
     criterion = taught(model, by(saved(detector(teacher, iou_head=True, seed=1), tmp_path / "t.pt"), model))
@@ -78,8 +85,8 @@ def test_families_and_widths_teach_one_another(student: str, teacher: str, tmp_p
 
 
 def test_classes_that_the_teacher_lacks_are_learned_from_labels_alone(tmp_path: Path) -> None:
-    model = learner("yolo11n")
-    teacher = saved(detector("yolov8n", {0: "cross", 1: "lion"}), tmp_path / "t.pt")
+    model = learner("yolo11")
+    teacher = saved(detector("yolov8", {0: "cross", 1: "lion"}), tmp_path / "t.pt")
     criterion = taught(model, by(teacher, model))
     criterion(model(BATCH["img"]), BATCH)[0][-2:].sum().backward()
     for layers in model.model[-1].cv3:
@@ -87,8 +94,8 @@ def test_classes_that_the_teacher_lacks_are_learned_from_labels_alone(tmp_path: 
 
 
 def test_boxes_are_taught_by_distributions_or_by_overlap_but_not_by_both(tmp_path: Path) -> None:
-    model = learner("yolo11n")
-    for teacher, term in (("yolov8n", "distributions"), ("yolo26n", "boxes")):
+    model = learner("yolo11")
+    for teacher, term in (("yolov8", "distributions"), ("yolo26", "boxes")):
         criterion = taught(model, by(saved(detector(teacher), tmp_path / "t.pt"), model))
         seen, gains = [], criterion.innermost.gains()
         raw = model(BATCH["img"])
@@ -109,8 +116,8 @@ def test_a_teacher_hardly_sure_teaches_no_box() -> None:
 
 
 def test_the_weight_weighs_what_is_taught_alone(tmp_path: Path) -> None:
-    model = learner("yolo11n")
-    teachers = by(saved(detector("yolov8n"), tmp_path / "t.pt"), model)
+    model = learner("yolo11")
+    teachers = by(saved(detector("yolov8"), tmp_path / "t.pt"), model)
     once, items = taught(model, teachers)(model(BATCH["img"]), BATCH)
     more, again = taught(model, teachers, weight=2.5)(model(BATCH["img"]), BATCH)
     torch.testing.assert_close(more[:-2], once[:-2])
@@ -120,7 +127,7 @@ def test_the_weight_weighs_what_is_taught_alone(tmp_path: Path) -> None:
 
 
 def test_validation_asks_no_teacher() -> None:
-    model = learner("yolo26n")
+    model = learner("yolo26")
     criterion = taught(model, None)
     with torch.no_grad():
         losses, items = criterion(model(BATCH["img"]), BATCH)
@@ -128,8 +135,8 @@ def test_validation_asks_no_teacher() -> None:
 
 
 def test_a_copy_shares_its_teachers_and_knows_its_supervised_criterion(tmp_path: Path) -> None:
-    model = learner("yolo26n")
-    teachers = by(saved(detector("yolo11n"), tmp_path / "t.pt"), model)
+    model = learner("yolo26")
+    teachers = by(saved(detector("yolo11"), tmp_path / "t.pt"), model)
     criterion = deepcopy(taught(model, teachers))
     criterion.epoch, criterion.updates = 3, 2
     criterion.update()
@@ -138,9 +145,9 @@ def test_a_copy_shares_its_teachers_and_knows_its_supervised_criterion(tmp_path:
 
 
 def test_half_precision_teaches_about_the_same(tmp_path: Path) -> None:
-    model = learner("yolo11n")
+    model = learner("yolo11")
     given = {**BATCH, "img": smooth(height=256, width=256)}
-    criterion = taught(model, by(saved(detector("yolov8n"), tmp_path / "t.pt"), model))
+    criterion = taught(model, by(saved(detector("yolov8"), tmp_path / "t.pt"), model))
     _, single = criterion(model(given["img"]), given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         losses, half = criterion(model(given["img"]), given)
@@ -169,11 +176,15 @@ def _rank(rank: int, store: str, queue: Any, name: str, file: str, images: Tenso
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["yolo11n", "retinanet"])
+@pytest.mark.parametrize("name", ["yolo11", "retinanet"])
 def test_uneven_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
     """One image here, three there."""
     images = smooth(4, seed=11)
-    file = saved(detector("yolov8n" if name == "yolo11n" else name), tmp_path / "t.pt")
+    teacher = detector("yolov8" if name == "yolo11" else name)
+    with torch.no_grad():  # a detector of the student's kind has its weights
+        for p in teacher.model[-1].parameters():
+            p.mul_(1 + 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    file = saved(teacher, tmp_path / "t.pt")
     expected = _taught_losses(name, file, images)
     context = mp.get_context("fork")
     queue = context.Queue()
@@ -186,5 +197,5 @@ def test_uneven_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
     got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
     for process in ranks:
         process.join()
-    assert expected.min() > 0
+    assert expected.min() > 0.01
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from detector_runs import detector_yaml, rows, stop_after, train
+from nets import BY_FAMILY, SMALL
 from teaching import detector, saved
 from ultralytics import YOLO
 from ultralytics.nn.modules.head import Detect
@@ -18,6 +19,8 @@ from mlc_yolo.training.exact_resume import STUDENT
 from mlc_yolo.training.semi_trainer import SemiTrainer
 from mlc_yolo.training.taught_trainer import TEACHERS, TaughtTrainer
 from mlc_yolo.training.trainer import MLCTrainer
+
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
 
 STOCK: dict[str, Any] = {"assigner": "tal", "iou_head": False, "epochs": 2, "batch": 4, "nbs": 4}
 
@@ -30,14 +33,14 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_a_run_with_a_teacher_resumes_exactly_and_leaves_a_stock_checkpoint(
     tiny_data: Path, run_dir: Path, tmp_path: Path
 ) -> None:
-    teacher = saved(detector("yolov8n"), tmp_path / "teacher.pt")
-    whole = train("yolo11n.yaml", tiny_data, run_dir / "whole", teacher=teacher, **STOCK)
+    teacher = saved(detector("yolov8"), tmp_path / "teacher.pt")
+    whole = train(SMALL, tiny_data, run_dir / "whole", teacher=teacher, **STOCK)
     assert type(whole.trainer) is TaughtTrainer
     table = rows(run_dir / "whole")
     assert all(row["train/teach_cls"] > 0 and row["train/teach_box"] > 0 for row in table)
     assert not any("val/teach" in name for name in table[0])
 
-    net = MLCYOLO("yolo11n.yaml")
+    net = MLCYOLO(SMALL)
     net.add_callback("on_model_save", stop_after(1))
     with pytest.raises(KeyboardInterrupt):
         train(net, tiny_data, run_dir / "cut", teacher=teacher, **STOCK)
@@ -51,7 +54,7 @@ def test_a_run_with_a_teacher_resumes_exactly_and_leaves_a_stock_checkpoint(
     assert type(resumed.trainer) is TaughtTrainer
     assert same(resumed.trainer.model.state_dict(), whole.trainer.model.state_dict())
 
-    plain = train("yolo11n.yaml", tiny_data, run_dir / "plain", **STOCK)
+    plain = train(SMALL, tiny_data, run_dir / "plain", val=False, **STOCK)
     assert not same(plain.trainer.model.state_dict(), whole.trainer.model.state_dict())
     for name in ("best.pt", "last.pt"):
         checkpoint = torch.load(run_dir / "whole" / "weights" / name, weights_only=False)
@@ -66,18 +69,18 @@ def test_a_run_with_a_teacher_resumes_exactly_and_leaves_a_stock_checkpoint(
     assert MLCYOLO(run_dir / "whole" / "weights" / "best.pt").names == {0: "square", 1: "disc", 2: "cross"}
 
     last.write_bytes(kept)
-    saved(detector("yolov8n", seed=1), Path(teacher))
+    saved(detector("yolov8", seed=1), Path(teacher))
     with pytest.raises(ValueError, match="is not the file that this run began with"):
         MLCYOLO(last).train(resume=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "teachers"), [("yolo26n", ["yolo26n", "yolo11n"]), ("retinanet", ["retinanet"])])
+@pytest.mark.parametrize(("name", "teachers"), [("yolo26", ["yolo26", "yolo11"]), ("retinanet", ["retinanet"])])
 def test_several_and_other_kinds_teach(
     name: str, teachers: list[str], tiny_data: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     files = [saved(detector(each, iou_head=True), tmp_path / f"{each}.pt") for each in teachers]
-    source = f"{name}.yaml" if name.startswith("yolo") else detector_yaml(run_dir, name)
+    source = BY_FAMILY.get(name) or detector_yaml(run_dir, name)
     options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False}
     train(source, tiny_data, run_dir / "run", teacher=files, **options)
     assert rows(run_dir / "run")[0]["train/teach_box"] > 0
@@ -85,25 +88,25 @@ def test_several_and_other_kinds_teach(
 
 @pytest.mark.slow
 def test_an_exported_detector_teaches(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
-    file = MLCYOLO(saved(detector("yolov8n"), tmp_path / "t.pt")).export(format="onnx", imgsz=64, simplify=False)
+    file = MLCYOLO(saved(detector("yolov8"), tmp_path / "t.pt")).export(format="onnx", imgsz=64, simplify=False)
     options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False}
-    trained = train("yolo11n.yaml", tiny_data, run_dir / "run", teacher=file, **options)
+    trained = train(SMALL, tiny_data, run_dir / "run", teacher=file, **options)
     assert rows(run_dir / "run")[0]["train/teach_box"] > 0
     best = torch.load(trained.trainer.best, weights_only=False)
     assert list(best[TEACHERS]) == [file]
 
 
 def test_a_weight_of_zero_asks_no_teacher(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
-    teacher = saved(detector("yolov8n"), tmp_path / "teacher.pt")
+    teacher = saved(detector("yolov8"), tmp_path / "teacher.pt")
     options = {**STOCK, "epochs": 1, "val": False}
-    idle = train("yolo11n.yaml", tiny_data, run_dir / "idle", teacher=teacher, teacher_weight=0, **options)
-    plain = train("yolo11n.yaml", tiny_data, run_dir / "plain", **options)
+    idle = train(SMALL, tiny_data, run_dir / "idle", teacher=teacher, teacher_weight=0, **options)
+    plain = train(SMALL, tiny_data, run_dir / "plain", **options)
     assert same(idle.trainer.model.state_dict(), plain.trainer.model.state_dict())
     assert "train/teach_cls" not in rows(run_dir / "idle")[0]
 
 
 def test_a_trainer_that_cannot_follow_a_teacher_says_who_can(tiny_data: Path, run_dir: Path) -> None:
-    given = {"model": "yolo11n.yaml", "data": str(tiny_data), "project": str(run_dir), "teacher": "big.pt"}
+    given = {"model": SMALL, "data": str(tiny_data), "project": str(run_dir), "teacher": "big.pt"}
     with pytest.raises(ValueError, match=r"teacher=big.pt teaches a TaughtTrainer"):
         MLCTrainer(overrides=given)
     with pytest.raises(ValueError, match="ssl=soft is learned by SemiTrainer"):
@@ -114,15 +117,15 @@ def test_a_trainer_that_cannot_follow_a_teacher_says_who_can(tiny_data: Path, ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "name"), [("sed", "yolo11n"), ("pseudo", "yolo26n"), ("dense", "yolov8n")])
+@pytest.mark.parametrize(("mode", "name"), [("sed", "yolo11"), ("pseudo", "yolo26"), ("dense", "yolov8")])
 def test_a_frozen_teacher_takes_the_averages_place(
     mode: str, name: str, tiny_data: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     """On images without labels; those with labels it teaches too."""
-    teacher = saved(detector("yolov8n", {0: "cross", 1: "square"}), tmp_path / "teacher.pt")
+    teacher = saved(detector("yolov8", {0: "cross", 1: "square"}), tmp_path / "teacher.pt")
     options = {"ssl": mode, "ssl_burn_in": 0, "ssl_ramp": 0, "ssl_threshold": 0.5, "ema": False}
     unlabeled = str(tiny_data.parent / "images" / "train")
-    net = MLCYOLO(f"{name}.yaml")
+    net = MLCYOLO(BY_FAMILY[name])
     decays: list[float] = []
     net.add_callback("on_train_start", lambda trainer: decays.append(trainer.ema.decay(10**6)))
     few = {"epochs": 1, "batch": 4, "nbs": 4, "val": False, "unlabeled": unlabeled}
@@ -138,5 +141,5 @@ def test_a_frozen_teacher_takes_the_averages_place(
 def test_an_average_that_teaches_nobody_needs_no_ema(tiny_data: Path, run_dir: Path) -> None:
     given = {"data": str(tiny_data), "project": str(run_dir), "ssl": "soft", "ema": False}
     with pytest.raises(ValueError, match=r"it needs ema=True"):
-        MLCYOLO("yolo11n.yaml").train(unlabeled=str(tiny_data.parent / "images" / "train"), **given)
+        MLCYOLO(SMALL).train(unlabeled=str(tiny_data.parent / "images" / "train"), **given)
     assert not any(run_dir.iterdir())
