@@ -169,7 +169,7 @@ def summary_table(lines: Sequence[Line]) -> str:
         difference = statistics.mean(map(float, values[1])) - statistics.mean(map(float, values[0]))
         spreads = [_spread(texts, SHOWN["AP"][1]) for texts in values]
         body.append([trained, spreads[0], called, spreads[1], f"{difference:+.1f}", str(len(seeds[0]))])
-    return _grid(["what is trained", "as published", "with", "AP then", "difference", "seeds"], body)
+    return _grid(["what is trained", "plain", "with", "AP then", "difference", "seeds"], body)
 
 
 def options_table() -> str:
