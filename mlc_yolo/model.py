@@ -64,7 +64,7 @@ class MLCYOLO(OpenedYOLO):
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
-        """Upstream's classes by task, with ours for detection, and our trainers of segmentation and pose."""
+        """Upstream's classes by task, with ours for detection, and our trainers of the other tasks with boxes."""
         ours = {"trainer": MLCTrainer, "validator": MLCValidator, "predictor": MLCPredictor, "model": DetectionModel}
         tasks: dict[str, dict[str, Any]] = {**super().task_map, "detect": ours}
         for task, trainer in TASK_TRAINERS.items():

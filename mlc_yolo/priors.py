@@ -15,7 +15,7 @@ class Priors:
 
     Attributes:
         points: (A, 2) float32, anchor points x, y in input px.
-        boxes: (A, 4) float32 xyxy, prior boxes in input px.
+        boxes: (A, 4) float32 xyxy, prior boxes in input px; (A, 5) where the objects' boxes are oriented.
         strides: (A,) float32, input px per cell.
         levels: (A,) int64, 0 is the finest. Kept per anchor instead of as level sizes, so that nothing depends on the
             anchors' order.

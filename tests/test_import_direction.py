@@ -15,8 +15,8 @@ PACKAGE = Path(mlc_yolo.__file__).parent
 # Read downwards: a part may import itself and the parts of the lines above. Those of one line do not know each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("resources", "suggestions", "whole_files", "faults", "locks"),
-    ("boxes", "coding"),
-    ("priors", "nms", "voting"),
+    ("boxes", "coding", "oriented"),
+    ("priors", "nms", "voting", "box_kinds"),
     ("assigners",),
     ("losses", "metrics"),
     ("heads", "plots"),

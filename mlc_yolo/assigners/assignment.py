@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mlc_yolo.box_kinds import UPRIGHT, BoxKind
 from mlc_yolo.priors import Priors
 
 
@@ -30,7 +31,7 @@ class Predictions:
 
     Attributes:
         scores: (B, A, K) class scores in [0, 1], sigmoid of the class logits, without the predicted IoU.
-        boxes: (B, A, 4) decoded boxes, xyxy input px.
+        boxes: (B, A, 4) decoded boxes, xyxy input px; (B, A, 5) of oriented ones, x, y, w, h and angle.
 
     Raises:
         ValueError: the two shapes do not belong together.
@@ -41,10 +42,11 @@ class Predictions:
 
     def __post_init__(self) -> None:
         """Check shapes, detach, cast."""
-        if self.scores.ndim != 3 or self.boxes.shape != (*self.scores.shape[:2], 4):
+        shape = self.scores.shape[:2]
+        if self.scores.ndim != 3 or self.boxes.shape not in ((*shape, 4), (*shape, 5)):
             raise ValueError(
-                f"expected scores (B, A, K) and boxes (B, A, 4), got {tuple(self.scores.shape)} and "
-                f"{tuple(self.boxes.shape)}"
+                "expected scores (B, A, K) and boxes (B, A, 4), or (B, A, 5) of oriented boxes, got "
+                f"{tuple(self.scores.shape)} and {tuple(self.boxes.shape)}"
             )
         object.__setattr__(self, "scores", self.scores.detach().float())
         object.__setattr__(self, "boxes", self.boxes.detach().float())
@@ -56,8 +58,9 @@ class Targets:
 
     Attributes:
         labels: (B, M) int64 in [0, K).
-        boxes: (B, M, 4) float32, xyxy input px.
+        boxes: (B, M, 4) float32, xyxy input px; (B, M, 5) of oriented ones, x, y, w, h and angle.
         valid: (B, M) bool, False for padding. A box without area is never assigned.
+        kind: what the boxes are, and those of predictions and priors with them.
 
     Raises:
         ValueError: the shapes do not belong together.
@@ -66,14 +69,15 @@ class Targets:
     labels: Tensor
     boxes: Tensor
     valid: Tensor
+    kind: BoxKind = UPRIGHT
 
     def __post_init__(self) -> None:
         """Check shapes, cast."""
-        shape = tuple(self.labels.shape)
-        if len(shape) != 2 or tuple(self.boxes.shape) != (*shape, 4) or tuple(self.valid.shape) != shape:
+        shape, numbers = tuple(self.labels.shape), self.kind.numbers
+        if len(shape) != 2 or tuple(self.boxes.shape) != (*shape, numbers) or tuple(self.valid.shape) != shape:
             raise ValueError(
-                f"expected labels (B, M), boxes (B, M, 4) and valid (B, M), got {shape}, {tuple(self.boxes.shape)} "
-                f"and {tuple(self.valid.shape)}"
+                f"expected labels (B, M), boxes (B, M, {numbers}) and valid (B, M), got {shape}, "
+                f"{tuple(self.boxes.shape)} and {tuple(self.valid.shape)}"
             )
         object.__setattr__(self, "labels", self.labels.long())
         object.__setattr__(self, "boxes", self.boxes.detach().float())

@@ -53,7 +53,7 @@ class ATSS(StaticAssigner):
         iou = pairs_iou(pairs, objects, priors.boxes)
         above = iou >= _mean_plus_std(iou, pairs.object, len(objects))[pairs.object]
         point = priors.points[pairs.anchor]
-        inside = torch.cat((point - box[:, :2], box[:, 2:] - point), 1).amin(1) > MARGIN
+        inside = objects.kind.sides_from(point, box).amin(1) > MARGIN
         candidates = rows_where(above & inside)
         pairs, iou = pairs[candidates], iou[candidates]
         kept = rows_where(keep_best(pairs, objects, iou, batch=batch, anchors=len(priors)))
@@ -62,7 +62,7 @@ class ATSS(StaticAssigner):
 
 def _nearest(priors: Priors, objects: Objects, topk: int) -> Pairs:
     """Return each object's nearest anchors of every level, those of about `topk` cells, ordered by object."""
-    centres = (objects.boxes[:, :2] + objects.boxes[:, 2:]) / 2
+    centres = objects.kind.centre(objects.boxes)
     anchors = []
     for level in torch.unique(priors.levels):
         (of_level,) = (priors.levels == level).nonzero(as_tuple=True)

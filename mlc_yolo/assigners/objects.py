@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mlc_yolo.assigners.assignment import Targets
-from mlc_yolo.boxes import box_area
+from mlc_yolo.box_kinds import UPRIGHT, BoxKind
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,15 @@ class Objects:
         image: (N,) int64 in [0, B).
         slot: (N,) int64 in [0, M), the object's place in its image's targets.
         labels: (N,) int64 in [0, K).
-        boxes: (N, 4) float32, xyxy px.
+        boxes: (N, 4) float32, xyxy px; (N, 5) of oriented ones.
+        kind: what the boxes are.
     """
 
     image: Tensor
     slot: Tensor
     labels: Tensor
     boxes: Tensor
+    kind: BoxKind = UPRIGHT
 
     def __len__(self) -> int:
         """Return N."""
@@ -40,5 +42,5 @@ def flatten_targets(targets: Targets) -> Objects:
     Returns:
         N objects, image by image in slot order.
     """
-    image, slot = (targets.valid & (box_area(targets.boxes) > 0)).nonzero(as_tuple=True)
-    return Objects(image, slot, targets.labels[image, slot], targets.boxes[image, slot])
+    image, slot = (targets.valid & (targets.kind.area(targets.boxes) > 0)).nonzero(as_tuple=True)
+    return Objects(image, slot, targets.labels[image, slot], targets.boxes[image, slot], targets.kind)

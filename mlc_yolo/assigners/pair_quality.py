@@ -7,22 +7,21 @@ from torch import Tensor
 
 from mlc_yolo.assigners.assignment import Predictions
 from mlc_yolo.assigners.objects import Objects
-from mlc_yolo.assigners.pairs import Pairs
-from mlc_yolo.boxes import aligned_iou
+from mlc_yolo.assigners.pairs import Pairs, rows_of
 
 
 def pairs_iou(pairs: Pairs, objects: Objects, boxes: Tensor) -> Tensor:
-    """Return the IoU of each pair's object with its anchor's box.
+    """Return the IoU of each pair's object with its anchor's box; their probiou where boxes are oriented.
 
     Args:
         pairs: P pairs.
         objects: N objects.
-        boxes: (A, 4) xyxy px, alike for every image, or (B, A, 4).
+        boxes: (A, 4) or (B, A, 4), alike for every image or not, of the objects' kind.
 
     Returns:
         (P,) float32 in [0, 1].
     """
-    return aligned_iou(rows_of(pairs, objects, boxes), objects.boxes.index_select(0, pairs.object))
+    return objects.kind.overlap(rows_of(pairs, objects, boxes), objects.boxes.index_select(0, pairs.object))
 
 
 def predicted_quality(pairs: Pairs, objects: Objects, predictions: Predictions) -> tuple[Tensor, Tensor]:
@@ -56,12 +55,3 @@ def pairs_score(pairs: Pairs, objects: Objects, scores: Tensor) -> Tensor:
     first = objects.image * by_image + objects.labels * by_class
     place = first.index_select(0, pairs.object) + pairs.anchor * by_anchor
     return torch.as_strided(scores, (length,), (1,)).index_select(0, place)
-
-
-def rows_of(pairs: Pairs, objects: Objects, boxes: Tensor) -> Tensor:
-    """Return the anchors' boxes, (P, 4), of (A, 4) alike for every image, or (B, A, 4)."""
-    anchor = pairs.anchor
-    if boxes.ndim == 3:
-        anchor = (objects.image * boxes.shape[1]).index_select(0, pairs.object) + anchor
-    # index_select copies whole rows, which indexing with brackets does not.
-    return boxes.reshape(-1, 4).index_select(0, anchor)

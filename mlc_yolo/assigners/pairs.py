@@ -56,19 +56,28 @@ def pairs_touching(objects: Objects, boxes: Tensor) -> Pairs:
 
     Args:
         objects: N objects.
-        boxes: (A, 4) xyxy px, alike for every image, or (B, A, 4). A reversed box counts by its corners; nan touches
-            nothing.
+        boxes: (A, 4) or (B, A, 4), alike for every image or not, of the objects' kind. A reversed box xyxy counts by
+            its corners; nan touches nothing.
 
     Returns:
         P pairs.
     """
+    kind = objects.kind
+    pairs = _extents_touching(objects, kind.extent(objects.boxes), kind.extent(boxes))
+    if kind.fills_extent:
+        return pairs
+    return pairs[rows_where(kind.touch(objects.boxes[pairs.object], rows_of(pairs, objects, boxes)))]
+
+
+def _extents_touching(objects: Objects, own: Tensor, boxes: Tensor) -> Pairs:
+    """Return the pairs whose upright boxes share more than an edge: (N, 4) of the objects, (A, 4) or (B, A, 4)."""
     image = objects.image if boxes.ndim == 3 else objects.image.new_zeros(1)
     boxes = boxes.reshape(-1, *boxes.shape[-2:])
     # One tensor for each side: what is compared lies side by side, and nothing is made of four at once. The last run
     # is filled up with inf, which touches nothing.
     sides = F.pad(boxes.movedim(2, 0), (0, -boxes.shape[1] % RUN), value=torch.inf)
     left, top, right, bottom = sides.reshape(*sides.shape[:2], -1, RUN)
-    x1, y1, x2, y2 = objects.boxes.T.contiguous()[..., None]
+    x1, y1, x2, y2 = own.T.contiguous()[..., None]
 
     apart = left.amin(2).index_select(0, image) >= x2
     apart |= top.amin(2).index_select(0, image) >= y2
@@ -96,4 +105,18 @@ def pairs_inside(objects: Objects, points: Tensor) -> Pairs:
     Returns:
         P pairs.
     """
-    return pairs_touching(objects, torch.cat((points, points), 1))
+    kind = objects.kind
+    pairs = _extents_touching(objects, kind.extent(objects.boxes), torch.cat((points, points), 1))
+    if kind.fills_extent:
+        return pairs
+    inside = kind.sides_from(points[pairs.anchor], objects.boxes[pairs.object]).amin(1) > 0
+    return pairs[rows_where(inside)]
+
+
+def rows_of(pairs: Pairs, objects: Objects, boxes: Tensor) -> Tensor:
+    """Return the anchors' boxes, (P, 4), of (A, 4) alike for every image, or (B, A, 4)."""
+    anchor = pairs.anchor
+    if boxes.ndim == 3:
+        anchor = (objects.image * boxes.shape[1]).index_select(0, pairs.object) + anchor
+    # index_select copies whole rows, which indexing with brackets does not.
+    return boxes.reshape(-1, boxes.shape[-1]).index_select(0, anchor)

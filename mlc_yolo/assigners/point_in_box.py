@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mlc_yolo.assigners.claims import Claims, StaticAssigner
@@ -19,7 +18,6 @@ from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.assigners.groups import count_in_group
 from mlc_yolo.assigners.objects import Objects
 from mlc_yolo.assigners.pairs import Pairs, pairs_inside, rows_where
-from mlc_yolo.boxes import box_area
 from mlc_yolo.priors import Priors
 
 
@@ -60,7 +58,8 @@ class PointInBox(StaticAssigner):
             competes = suits | (count_in_group(key, batch * len(priors), of=suits) == 0)[key]
         rows = rows_where(competes)
         pairs, positive = pairs[rows], suits[rows]
-        smallest = keep_best(pairs, objects, -box_area(objects.boxes)[pairs.object], batch=batch, anchors=len(priors))
+        size = objects.kind.area(objects.boxes)
+        smallest = keep_best(pairs, objects, -size[pairs.object], batch=batch, anchors=len(priors))
         rows = rows_where(smallest)
         return Claims(pairs[rows], positive[rows])
 
@@ -81,6 +80,6 @@ def in_level_range(pairs: Pairs, objects: Objects, priors: Priors) -> Tensor:
     """
     point, stride, level = priors.points[pairs.anchor], priors.strides[pairs.anchor], priors.levels[pairs.anchor]
     box = objects.boxes[pairs.object]
-    farthest = torch.cat((point - box[:, :2], box[:, 2:] - point), 1).amax(1)
+    farthest = objects.kind.sides_from(point, box).amax(1)
     fits_below = (farthest >= 4 * stride) | (level == 0)
     return fits_below & ((farthest <= 8 * stride) | (level == priors.levels.amax()))

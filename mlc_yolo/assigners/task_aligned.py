@@ -3,7 +3,8 @@
 1. Candidates of an object are the anchor points inside its box; boxes narrower than the second stride are widened to
    it. 2. metric = score^0.5 * CIoU^6, CIoU clamped at 0. 3. The 10 best candidates of each object claim their anchors.
 4. An anchor claimed twice goes to the object it overlaps most, among all that contain it. 5. The soft target is the
-   metric, rescaled per object so that its largest value is the object's largest CIoU.
+   metric, rescaled per object so that its largest value is the object's largest CIoU. Oriented boxes are compared by
+   probiou.
 
 The same selection and targets as `ultralytics.utils.tal.TaskAlignedAssigner` (a test compares them), but worked on the
 pairs inside boxes. Difference: a pair whose metric is 0 is never positive, where upstream may fill up to 10 with such
@@ -24,9 +25,8 @@ from mlc_yolo.assigners.claims import Claims
 from mlc_yolo.assigners.conflicts import anchor_key, keep_best
 from mlc_yolo.assigners.groups import count_in_group, rank_in_group
 from mlc_yolo.assigners.objects import Objects, flatten_targets
-from mlc_yolo.assigners.pair_quality import pairs_score, rows_of
-from mlc_yolo.assigners.pairs import Pairs, pairs_inside, rows_where
-from mlc_yolo.boxes import aligned_ciou
+from mlc_yolo.assigners.pair_quality import pairs_score
+from mlc_yolo.assigners.pairs import Pairs, pairs_inside, rows_of, rows_where
 from mlc_yolo.priors import Priors
 
 
@@ -144,14 +144,15 @@ class TaskAligned:
         """Steps 1 and 2: the P pairs of an anchor point inside a widened box, with their metric."""
         pairs = pairs_in_widened(objects, priors)
         boxes = objects.boxes.index_select(0, pairs.object)
-        overlap = aligned_ciou(boxes, rows_of(pairs, objects, predictions.boxes)).clamp_(min=0)
+        overlap = objects.kind.alignment(boxes, rows_of(pairs, objects, predictions.boxes))
         metric = pairs_score(pairs, objects, predictions.scores).pow(self.alpha) * overlap.pow(self.beta)
         return Alignment(pairs, metric, overlap)
 
 
 def pairs_in_widened(objects: Objects, priors: Priors) -> Pairs:
     """Step 1: return the pairs of an anchor point inside an object's widened box."""
-    return pairs_inside(replace(objects, boxes=_widened(objects.boxes, priors)), priors.points)
+    boxes = objects.kind.widened(objects.boxes, _narrowest(priors))
+    return pairs_inside(replace(objects, boxes=boxes), priors.points)
 
 
 def claims_of_anchor(pairs: Pairs, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
@@ -178,9 +179,6 @@ def _best_of(aligned: Alignment, objects: Objects, some: Tensor, *, batch: int, 
     return some & keep_best(aligned.pairs, objects, overlap, batch=batch, anchors=anchors)
 
 
-def _widened(boxes: Tensor, priors: Priors) -> Tensor:
-    """Widen sides below the second stride to it, about the box centre, so that small objects keep candidates."""
-    minimum = torch.where(priors.levels == priors.levels.amax().clamp(max=1), priors.strides, torch.inf).amin()
-    centre, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    half = torch.maximum(size, minimum) / 2
-    return torch.cat((centre - half, centre + half), 1)
+def _narrowest(priors: Priors) -> Tensor:
+    """Return the second stride, below which sides are widened so that small objects keep candidates."""
+    return torch.where(priors.levels == priors.levels.amax().clamp(max=1), priors.strides, torch.inf).amin()

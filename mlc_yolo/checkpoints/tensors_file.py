@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules.head import OBB, Pose, Segment
-from ultralytics.nn.tasks import DetectionModel, PoseModel, SegmentationModel
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import __version__, whole_files
@@ -44,6 +44,7 @@ _MODELS: dict[str, type[DetectionModel]] = {
     "detect": DetectionModel,
     "segment": SegmentationModel,
     "pose": PoseModel,
+    "obb": OBBModel,
 }
 #: What a pose model knows beside its YAML.
 _OF_POSE = ("kpt_names", "kpt_oks_sigmas")
@@ -54,7 +55,7 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
 
     Args:
         file: where to; it should end in `.safetensors`.
-        model: a model of detection, segmentation or pose, not fused; its tensors are written in the types they have.
+        model: a model of detection, segmentation, pose or oriented boxes, not fused; its tensors are written in the types they have.
         train_args: options of its training, by name; what JSON has no type for is written as text.
 
     Raises:
@@ -62,7 +63,7 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
         TypeError: it is a model of another task.
         OSError: the file cannot be written.
     """
-    if not isinstance(model, DetectionModel) or isinstance(model.model[-1], OBB):
+    if not isinstance(model, DetectionModel):
         raise TypeError(f"{SUFFIX} files hold models of {', '.join(_MODELS)}, got {type(model).__name__}")
     description = {
         "version": __version__,
@@ -145,7 +146,8 @@ def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Detection
 def _task(model: DetectionModel) -> str:
     """Return the task of a model."""
     head = model.model[-1]
-    return "segment" if isinstance(head, Segment) else "pose" if isinstance(head, Pose) else "detect"
+    kinds: dict[str, type] = {"segment": Segment, "pose": Pose, "obb": OBB}
+    return next((task for task, kind in kinds.items() if isinstance(head, kind)), "detect")
 
 
 def _numbered(value: Any) -> Any:

@@ -8,16 +8,25 @@ import torch
 from torch import Tensor
 
 from mlc_yolo.assigners import Targets, TaskAssignment
+from mlc_yolo.box_kinds import UPRIGHT, BoxKind
 
 
-def padded_targets(batch: dict[str, Any], images: int, size: tuple[float, float], device: torch.device) -> Targets:
+def padded_targets(
+    batch: dict[str, Any],
+    images: int,
+    size: tuple[float, float],
+    device: torch.device,
+    kind: BoxKind = UPRIGHT,
+) -> Targets:
     """Pad a batch's objects to the most that an image has.
 
     Args:
-        batch: upstream's training batch: batch_idx (N,), cls (N, 1), bboxes (N, 4) xywh in [0, 1]; in any order.
+        batch: upstream's training batch: batch_idx (N,), cls (N, 1), bboxes (N, 4) xywh in [0, 1], with an angle (N, 5)
+            of oriented boxes; in any order.
         images: B.
         size: (H, W) of the network's input in px.
         device: where the targets are to live.
+        kind: what the boxes are.
 
     Returns:
         Targets (B, M), an image's objects in the batch's order.
@@ -29,14 +38,14 @@ def padded_targets(batch: dict[str, Any], images: int, size: tuple[float, float]
     most = int(counts.max()) if len(index) else 0
     height, width = size
     # Scaled before corners are taken, as upstream does: the same boxes to the bit.
-    rows = batch["bboxes"].to(device).float()[order] * torch.tensor([width, height, width, height], device=device)
-    centre, half = rows[:, :2], rows[:, 2:] / 2
+    rows = batch["bboxes"].to(device).float()[order]
+    scale = torch.tensor([width, height, width, height, 1.0], device=device)[: kind.numbers]
     labels = torch.zeros((images, most), dtype=torch.int64, device=device)
-    boxes = torch.zeros((images, most, 4), device=device)
+    boxes = torch.zeros((images, most, kind.numbers), device=device)
     where = (index[order], slot)
     labels[where] = batch["cls"].to(device).long().flatten()[order]
-    boxes[where] = torch.cat((centre - half, centre + half), 1)
-    return Targets(labels, boxes, torch.arange(most, device=device) < counts[:, None])
+    boxes[where] = kind.of_labels(rows * scale)
+    return Targets(labels, boxes, torch.arange(most, device=device) < counts[:, None], kind)
 
 
 def positives_of_either(cls: TaskAssignment, loc: TaskAssignment) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Trainers of segmentation and pose: `MLCTrainer`, over Ultralytics' trainer of the task.
+"""Trainers of segmentation, pose and oriented boxes: `MLCTrainer`, over Ultralytics' trainer of the task.
 
 Each stands before upstream's trainer of its task in the order of bases, so everything that `MLCTrainer` does not do
 itself (targets, plots, validators) is that trainer's. Validation is upstream's own.
@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ultralytics.models.yolo.obb import OBBTrainer, OBBValidator
 from ultralytics.models.yolo.pose import PoseTrainer, PoseValidator
 from ultralytics.models.yolo.segment import SegmentationTrainer, SegmentationValidator
-from ultralytics.nn.tasks import PoseModel, SegmentationModel
+from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel
 
 from mlc_yolo.options.arguments import stock_only
+from mlc_yolo.training.oriented_criterion import build_oriented_criterion
 from mlc_yolo.training.task_criteria import build_task_criterion
 from mlc_yolo.training.trainer import MLCTrainer
 
 
 class _TaskTrainer(MLCTrainer):
-    """What both tasks share."""
+    """What these tasks share."""
 
     build_criterion = staticmethod(build_task_criterion)
-    validator_class: ClassVar[type[SegmentationValidator | PoseValidator]]
+    validator_class: ClassVar[type[SegmentationValidator | PoseValidator | OBBValidator]]
 
     def get_validator(self) -> Any:
         """Return upstream's validator of the task, which takes upstream's arguments alone."""
@@ -64,5 +66,20 @@ class MLCPoseTrainer(_TaskTrainer, PoseTrainer):
         return PoseModel(cfg, nc=self.data["nc"], ch=self.data["channels"], data_kpt_shape=shape, verbose=verbose)
 
 
+class MLCOrientedTrainer(_TaskTrainer, OBBTrainer):
+    """`OBBTrainer` whose assigner is chosen by options."""
+
+    build_criterion = staticmethod(build_oriented_criterion)
+    validator_class = OBBValidator
+
+    def new_network(self, cfg: Any, *, verbose: bool) -> OBBModel:
+        """Return the network of a YAML for the data's classes and channels."""
+        return OBBModel(cfg, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose)
+
+
 #: Task -> trainer, of the tasks beside detection whose training takes our assigners.
-TASK_TRAINERS: dict[str, type[MLCTrainer]] = {"segment": MLCSegmentationTrainer, "pose": MLCPoseTrainer}
+TASK_TRAINERS: dict[str, type[MLCTrainer]] = {
+    "segment": MLCSegmentationTrainer,
+    "pose": MLCPoseTrainer,
+    "obb": MLCOrientedTrainer,
+}

@@ -21,7 +21,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from mlc_yolo.assigners import STOCK, Assigner, Predictions, Schedule, StockAssignment, Targets
-from mlc_yolo.boxes import aligned_iou
+from mlc_yolo.box_kinds import UPRIGHT, BoxKind
 from mlc_yolo.losses.assigned_bce import assigned_bce
 from mlc_yolo.losses.iou_rescoring import iou_rescoring_loss
 from mlc_yolo.losses.product import product_logits
@@ -32,7 +32,7 @@ from mlc_yolo.training.targets import padded_targets, positives_of_either
 from mlc_yolo.training.upstream_assigner import UpstreamAssigner
 
 #: Upstream's names of the losses of boxes, among those of a task. A head without distributions has l1_loss.
-_OF_BOXES = ("box_loss", "cls_loss", "dfl_loss", "l1_loss")
+_OF_BOXES = ("box_loss", "cls_loss", "dfl_loss", "l1_loss", "angle_loss")
 #: What a YOLO's epochs train by.
 YoloSchedule = Schedule[Assigner | StockAssignment]
 
@@ -44,10 +44,12 @@ class PerTaskLoss(v8DetectionLoss):
         schedule: gives what trains in an epoch.
         epoch: the epoch being trained, set by the trainer; everything else about the schedule follows from it.
         times_images: the losses are multiplied by the images of a step, as upstream does.
+        kind: what the boxes are.
         by_product: whether the class loss is that of class score times predicted IoU.
     """
 
     times_images: ClassVar[bool] = True
+    kind: ClassVar[BoxKind] = UPRIGHT
 
     def __init__(
         self,
@@ -87,7 +89,7 @@ class PerTaskLoss(v8DetectionLoss):
             batch: upstream's training batch.
 
         Returns:
-            losses: (3,) or, with an IoU channel, (4,).
+            losses: (3,), (4,) with angles, one more with an IoU channel.
             items: box_loss, cls_loss, dfl_loss (l1_loss), iou_loss where there is a channel, pos_cls and pos_loc: the
                 anchors trained as positive for each task, per image.
         """
@@ -121,15 +123,15 @@ class PerTaskLoss(v8DetectionLoss):
             Detached predictions, priors and targets.
         """
         priors = self._priors(preds)
-        distances = preds["boxes"].permute(0, 2, 1).contiguous()
-        return self._inputs(preds, batch, priors, self._decode(priors.points / priors.strides[:, None], distances))
+        cells = priors.points / priors.strides[:, None]
+        return self._inputs(preds, batch, priors, self._decode(cells, *self._box_outputs(preds)))
 
     def dense(self, raw: dict[str, Any]) -> Dense:
         """Return raw head outputs decoded, with gradients; logits of the product where that is what trains."""
         priors = self._priors(raw)
-        distances = raw["boxes"].permute(0, 2, 1).contiguous()
+        distances, *further = self._box_outputs(raw)
         strides = priors.strides[:, None]
-        boxes = self._decode(priors.points / strides, distances) * strides
+        boxes = self.kind.scaled(self._decode(priors.points / strides, distances, *further), strides)
         distributions = distances.unflatten(2, (4, -1)) if self.use_dfl else None
         quality = raw["iou"][:, 0] if "iou" in raw else None
         logits = raw["scores"].transpose(1, 2)
@@ -154,12 +156,12 @@ class PerTaskLoss(v8DetectionLoss):
     def _assigned_step(
         self, assigner: Assigner, preds: dict[str, Tensor], batch: dict[str, Any], images: int
     ) -> Pending[Losses]:
-        distances = preds["boxes"].permute(0, 2, 1).contiguous()
+        distances, *further = self._box_outputs(preds)
         logits = preds["scores"].permute(0, 2, 1).contiguous()
         priors = self._priors(preds)
         strides = priors.strides[:, None]
         cells = priors.points / strides
-        decoded = self._decode(cells, distances)
+        decoded = self._decode(cells, distances, *further)
         predictions, _, targets = self._inputs(preds, batch, priors, decoded)
         assignment = assigner(predictions, priors, targets)
         cls, loc = assignment.classification, assignment.localization
@@ -169,18 +171,20 @@ class PerTaskLoss(v8DetectionLoss):
             classes, boxes, positives, step_images = self._means(sums)
             learned = product_logits(logits, preds["iou"].transpose(1, 2)) if self._trains_product(preds) else logits
             cls_loss = assigned_bce(learned, targets.labels, cls, self._flat_class_weights()) / classes
+            goals, weight = self.kind.scaled(gather_boxes(targets, loc.gt_index), 1 / strides), loc.quality * loc.weight
             box_loss, dfl_loss = self.bbox_loss(
                 distances,
                 decoded,
                 cells,
-                gather_boxes(targets, loc.gt_index) / strides,
-                (loc.quality * loc.weight)[..., None],
+                goals,
+                weight[..., None],
                 boxes,
                 loc.positive,
                 self._image_size(preds),
                 strides,
             )
             losses = torch.stack((box_loss * self.hyp.box, cls_loss * self.hyp.cls, dfl_loss * self.hyp.dfl))
+            losses = torch.cat((losses, self._further_losses(decoded, goals, weight, boxes, loc.positive)))
             names = [name for name in self.loss_names if name in _OF_BOXES]
             items = dict(zip(names, losses.detach(), strict=True))
             if "iou" in preds:
@@ -223,17 +227,35 @@ class PerTaskLoss(v8DetectionLoss):
         """
         priors = self._priors(preds)
         points, strides = priors.points[anchor], priors.strides[anchor, None]
-        distances = preds["boxes"].detach().permute(0, 2, 1)[image, anchor].float()
-        decoded = self._decode(points / strides, distances[None])[0] * strides
-        ious = aligned_iou(decoded, goals)
+        outputs = [rows.detach()[image, anchor][None] for rows in self._box_outputs(preds)]
+        decoded = self.kind.scaled(self._decode(points / strides, *outputs)[0], strides)
+        ious = self.kind.overlap(decoded, goals)
         # A gain of 0 keeps the layer in the graph, which distributed training asks for.
         return self._iou_gain() * iou_rescoring_loss(preds["iou"][:, 0][image, anchor], ious, positives)
 
-    def _decode(self, cells: Tensor, distances: Tensor) -> Tensor:
+    def _box_outputs(self, preds: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Return the raw outputs that boxes are decoded of, distances (B, A, 4R) first."""
+        return (preds["boxes"].permute(0, 2, 1).contiguous(),)
+
+    def _decode(self, cells: Tensor, *outputs: Tensor) -> Tensor:
         """Decode boxes (B, A, 4), in cells, in float32 under any AMP mode: in bfloat16 they would be off by a pixel."""
-        with torch.autocast(distances.device.type, enabled=False):
-            boxes: Tensor = self.bbox_decode(cells, distances.float())
+        with torch.autocast(cells.device.type, enabled=False):
+            boxes: Tensor = self.bbox_decode(cells, *(rows.float() for rows in outputs))
         return boxes
+
+    def _further_losses(
+        self, decoded: Tensor, goals: Tensor, weight: Tensor, normaliser: Tensor, positive: Tensor
+    ) -> Tensor:
+        """Return what boxes learn beyond distances, (n,): nothing here.
+
+        Args:
+            decoded: (B, A, numbers), in cells.
+            goals: (B, A, numbers), in cells; read where positive.
+            weight: (B, A).
+            normaliser: scalar.
+            positive: (B, A) bool.
+        """
+        return weight.new_zeros(0)
 
     def _priors(self, preds: dict[str, Any]) -> Priors:
         return _priors_of_size(
@@ -247,8 +269,8 @@ class PerTaskLoss(v8DetectionLoss):
         scores = preds["scores"].detach().permute(0, 2, 1).float().sigmoid()
         height, width = preds["feats"][0].shape[2:]
         size = height * self.level_strides[0], width * self.level_strides[0]
-        targets = padded_targets(batch, len(scores), size, self.device)
-        return Predictions(scores, decoded.detach() * priors.strides[:, None]), priors, targets
+        targets = padded_targets(batch, len(scores), size, self.device, self.kind)
+        return Predictions(scores, self.kind.scaled(decoded.detach(), priors.strides[:, None])), priors, targets
 
     def _image_size(self, preds: dict[str, Tensor]) -> Tensor:
         """Height and width of the network's input in px, (2,)."""
@@ -361,8 +383,8 @@ def _priors_of_size(
 
 
 def gather_boxes(targets: Targets, gt_index: Tensor) -> Tensor:
-    """Return the box of each anchor's object, (B, A, 4); some object's box, unused, where the anchor has none."""
+    """Return the box of each anchor's object, (B, A, numbers); some object's box, unused, where the anchor has none."""
     if not targets.boxes.shape[1]:
-        return targets.boxes.new_zeros((*gt_index.shape, 4))
-    index = gt_index.clamp(min=0)[..., None].expand(-1, -1, 4)
+        return targets.boxes.new_zeros((*gt_index.shape, targets.kind.numbers))
+    index = gt_index.clamp(min=0)[..., None].expand(-1, -1, targets.kind.numbers)
     return targets.boxes.gather(1, index)

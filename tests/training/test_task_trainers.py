@@ -1,4 +1,4 @@
-"""Segmentation and pose: assigners train them, stock stays stock, and what a run writes opens again."""
+"""Segmentation, pose and oriented boxes: assigners train them, stock stays stock, and what a run writes opens again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from nets import SMALL as SMALL_NET
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.utils.torch_utils import unwrap_model
@@ -19,19 +21,45 @@ from ultralytics.utils.torch_utils import unwrap_model
 from mlc_yolo import MLCYOLO
 from mlc_yolo.assigners import Assignment, Predictions, Role, Targets, TaskAligned
 from mlc_yolo.priors import Priors
-from mlc_yolo.training.task_trainers import MLCPoseTrainer, MLCSegmentationTrainer
+from mlc_yolo.training.task_trainers import MLCOrientedTrainer, MLCPoseTrainer, MLCSegmentationTrainer
 
 TRAINERS: dict[str, tuple[type[DetectionTrainer], type[DetectionTrainer]]] = {
     "segment": (SegmentationTrainer, MLCSegmentationTrainer),
     "pose": (PoseTrainer, MLCPoseTrainer),
+    "obb": (OBBTrainer, MLCOrientedTrainer),
 }
-MODELS = {"segment": ["yolo11n-seg.yaml", "yolo26n-seg.yaml"], "pose": ["yolo11n-pose.yaml", "yolo26n-pose.yaml"]}
+HEADS: dict[str, tuple[str, list[Any]]] = {
+    "segment": ("Segment", ["nc", 8, 16]),
+    "pose": ("Pose", ["nc", "kpt_shape"]),
+    "obb": ("OBB", ["nc", 1]),
+}
+#: What each task is taught by beside boxes and classes.
+LEARNED = {"segment": "seg_loss", "pose": "pose_loss", "obb": "angle_loss"}
 SMALL: dict[str, Any] = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "device": "cpu", "plots": False, "seed": 3}
 
 
 @pytest.fixture(scope="module")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """A function (task, family=11) -> YAML of a small net with that family's head of the task."""
+
+    def write(task: str, family: int = 11) -> str:
+        file = tmp_path_factory.getbasetemp() / f"tiny{family}-{task}.yaml"
+        content = yaml.safe_load(Path(SMALL_NET).read_text())
+        name, args = HEADS[task]
+        newer = {"end2end": True, "reg_max": 1} if family == 26 else {}
+        row = [content["head"][-1][0], 1, f"{name}26" if newer else name, args]
+        file.write_text(yaml.safe_dump({**content, **newer, "kpt_shape": [2, 3], "head": [row]}))
+        return str(file)
+
+    return write
+
+
+@pytest.fixture(scope="module")
 def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function task -> data.yaml of four images of 64 px: rectangles of two classes, one image without any."""
+    """A function task -> data.yaml of four images of 64 px: rectangles of two classes, one image without any.
+
+    They lie askew for oriented boxes; one of those is thinner than 2 px.
+    """
 
     def write(task: str) -> Path:
         root = tmp_path_factory.getbasetemp() / f"tasks-{task}"
@@ -46,11 +74,13 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             for _ in range(count):
                 (x, y), (width, height) = rng.uniform(0.05, 0.5, 2), rng.uniform(0.2, 0.45, 2)
                 corners = np.array([[x, y], [x + width, y], [x + width, y + height], [x, y + height]])
+                if task == "obb":
+                    corners = _askew(corners, angle=rng.uniform(0, np.pi), thin=index == 2 and not rows)
                 label = int(rng.integers(2))
                 cv2.fillPoly(image, [(corners * 64).astype(np.int32)], (250 * label, 30, 120))
                 box = (x + width / 2, y + height / 2, width, height)
                 keypoints = [value for corner in corners[[0, 2]] for value in (*corner, 2)]
-                values = corners.flatten() if task == "segment" else (*box, *keypoints)
+                values = (*box, *keypoints) if task == "pose" else corners.flatten()
                 rows.append(" ".join([str(label), *(f"{value:.4f}" for value in values)]))
             cv2.imwrite(str(root / "images" / f"{index}.png"), image)
             (root / "labels" / f"{index}.txt").write_text("".join(f"{row}\n" for row in rows))
@@ -60,6 +90,14 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return root / "data.yaml"
 
     return write
+
+
+def _askew(corners: np.ndarray, *, angle: float, thin: bool) -> np.ndarray:
+    """Turn a rectangle about its centre, made 1 px thin at 64 px if asked for."""
+    centre = corners.mean(0)
+    away = (corners - centre) * (0.7, 0.02 if thin else 0.7)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.asarray(np.clip(centre + away @ np.array([[cos, sin], [-sin, cos]]), 0.01, 0.99))
 
 
 def _weights(kind: type[DetectionTrainer], model: str, data: Path, run_dir: Path, **ours: object) -> dict[str, Any]:
@@ -72,11 +110,12 @@ def _weights(kind: type[DetectionTrainer], model: str, data: Path, run_dir: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "model"), [(task, model) for task, models in MODELS.items() for model in models])
+@pytest.mark.parametrize("family", [11, 26])
+@pytest.mark.parametrize("task", TRAINERS)
 def test_tal_is_the_stock_trainer_to_the_bit(
-    task: str, model: str, labelled: Callable[[str], Path], run_dir: Path
+    task: str, family: int, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
-    stock, ours = (_weights(kind, model, labelled(task), run_dir) for kind in TRAINERS[task])
+    stock, ours = (_weights(kind, net(task, family), labelled(task), run_dir) for kind in TRAINERS[task])
     assert stock.keys() == ours.keys()
     assert all(torch.equal(tensor, ours[name]) for name, tensor in stock.items())
 
@@ -84,10 +123,14 @@ def test_tal_is_the_stock_trainer_to_the_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TRAINERS)
 def test_a_run_with_an_assigner_serves_every_mode(
-    task: str, labelled: Callable[[str], Path], run_dir: Path, caplog: pytest.LogCaptureFixture
+    task: str,
+    net: Callable[..., str],
+    labelled: Callable[[str], Path],
+    run_dir: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     where = {"project": str(run_dir), "exist_ok": True}
-    model = MLCYOLO(MODELS[task][0])
+    model = MLCYOLO(net(task))
     model.train(data=str(labelled(task)), epochs=2, assigner="mlc", assigner_warmup=1, name="run", **SMALL, **where)
     header, *rows = (run_dir / "run" / "results.csv").read_text().splitlines()
     assert {"train/pos_cls", "train/pos_loc", "val/pos_cls"} <= set(header.split(",")) and len(rows) == 2
@@ -99,8 +142,8 @@ def test_a_run_with_an_assigner_serves_every_mode(
         opened = MLCYOLO(file)
         assert opened.task == task and opened.val(data=str(labelled(task)), **SMALL, **where).fitness >= 0
         (result,) = opened.predict(image, conf=1e-4, max_det=5, verbose=False)
-        detections.append(result.boxes.data)
-        assert (result.masks if task == "segment" else result.keypoints) is not None
+        detections.append((result.obb if task == "obb" else result.boxes).data)
+        assert {"segment": result.masks, "pose": result.keypoints, "obb": result.obb}[task] is not None
     torch.testing.assert_close(
         detections[0], detections[1], atol=1e-3, rtol=1e-3
     )  # a stored model is in half precision
@@ -109,18 +152,18 @@ def test_a_run_with_an_assigner_serves_every_mode(
 @pytest.mark.parametrize("task", TRAINERS)
 @pytest.mark.parametrize("option", [{"iou_head": True}, {"ssl": "sed"}, {"resize": "warp"}, {"align_gain": 1.0}])
 def test_options_that_a_task_cannot_have_are_refused_before_a_folder_is_made(
-    task: str, option: dict[str, Any], labelled: Callable[[str], Path], run_dir: Path
+    task: str, option: dict[str, Any], net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(option))}: only for detection models"):
-        MLCYOLO(MODELS[task][0]).train(data=str(labelled(task)), project=str(run_dir), **option, **SMALL)
+        MLCYOLO(net(task)).train(data=str(labelled(task)), project=str(run_dir), **option, **SMALL)
     assert not run_dir.exists() or not list(run_dir.iterdir())
 
 
 def test_pose_without_keypoints_in_the_data_is_refused_before_a_folder_is_made(
-    labelled: Callable[[str], Path], run_dir: Path
+    net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
     with pytest.raises(ValueError, match="has no kpt_shape"):
-        MLCYOLO("yolo11n-pose.yaml").train(data=str(labelled("segment")), project=str(run_dir), **SMALL)
+        MLCYOLO(net("pose")).train(data=str(labelled("segment")), project=str(run_dir), **SMALL)
     assert not run_dir.exists() or not list(run_dir.iterdir())
 
 
@@ -144,53 +187,45 @@ class OnlyBoxes:
 
 @pytest.mark.parametrize("task", TRAINERS)
 @pytest.mark.parametrize("boxes", [True, False])
-def test_masks_and_keypoints_are_trained_where_localisation_is_positive(
-    task: str, boxes: bool, labelled: Callable[[str], Path], run_dir: Path
+def test_masks_keypoints_and_angles_are_trained_where_localisation_is_positive(
+    task: str, boxes: bool, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
-    kind = TRAINERS[task][1]
-    trainer: Any = kind(
-        overrides={**SMALL, "model": MODELS[task][0], "data": str(labelled(task)), "project": str(run_dir)},
-        assigner=OnlyBoxes(boxes=boxes),  # type: ignore[call-arg]
+    items = _first_losses(task, net(task), labelled(task), run_dir, OnlyBoxes(boxes=boxes))
+    assert (items[LEARNED[task]] > 0) == boxes
+    assert (items["pos_loc"] > 0) == boxes and (items["pos_cls"] > 0) == (not boxes)
+
+
+def _first_losses(task: str, model: str, data: Path, run_dir: Path, assigner: Any = None) -> dict[str, torch.Tensor]:
+    """Losses of a run's first batch, by name."""
+    trainer: Any = TRAINERS[task][1](
+        overrides={**SMALL, "model": model, "data": str(data), "project": str(run_dir)},
+        **({} if assigner is None else {"assigner": assigner}),
     )
     trainer._setup_train()
     trainer.epoch = 0
     trainer._model_train()
     batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
     assert len(batch["cls"]) > 0
-    _, items = trainer.model(batch)
-    learned = "seg_loss" if task == "segment" else "pose_loss"
-    assert (items[learned] > 0) == boxes
-    assert (items["pos_loc"] > 0) == boxes and (items["pos_cls"] > 0) == (not boxes)
+    items: dict[str, torch.Tensor] = trainer.model(batch)[1]
+    return items
 
 
+@pytest.mark.parametrize("task", ["segment", "obb"])
 def test_upstreams_assignment_through_our_seam_gives_upstreams_losses(
-    labelled: Callable[[str], Path], run_dir: Path
+    task: str, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
-    # tal as an assigner object decides as upstream does; masks then differ by rounding alone.
-    losses = []
-    for assigner in (None, TaskAligned()):
-        trainer: Any = MLCSegmentationTrainer(
-            overrides={
-                **SMALL,
-                "model": MODELS["segment"][0],
-                "data": str(labelled("segment")),
-                "project": str(run_dir),
-            },
-            **({} if assigner is None else {"assigner": assigner}),
-        )
-        trainer._setup_train()
-        trainer.epoch = 0
-        trainer._model_train()
-        batch = trainer.preprocess_batch(next(iter(trainer.train_loader)))
-        losses.append(trainer.model(batch)[1])
-    stock, ours = losses
-    assert stock["seg_loss"] > 0 and stock.keys() == ours.keys()
+    # tal as an assigner object decides as upstream does; losses then differ by rounding alone.
+    stock, ours = (_first_losses(task, net(task), labelled(task), run_dir, a) for a in (None, TaskAligned()))
+    assert stock[LEARNED[task]] > 0 and stock.keys() == ours.keys()
     for name, value in stock.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, at=name: f"{at}: {text}")
 
 
 @pytest.mark.slow
-def test_a_killed_run_resumes_with_its_assigner(labelled: Callable[[str], Path], run_dir: Path) -> None:
+@pytest.mark.parametrize("task", ["segment", "obb"])
+def test_a_killed_run_resumes_with_its_assigner(
+    task: str, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
+) -> None:
     class Killed(Exception):
         """The process is gone."""
 
@@ -198,11 +233,11 @@ def test_a_killed_run_resumes_with_its_assigner(labelled: Callable[[str], Path],
         if trainer.epoch == 0:
             raise Killed
 
-    model = MLCYOLO("yolo26n-seg.yaml")
+    model = MLCYOLO(net(task, 26))
     model.add_callback("on_model_save", kill)
     with pytest.raises(Killed):
         model.train(
-            data=str(labelled("segment")),
+            data=str(labelled(task)),
             epochs=2,
             assigner="mutual_guidance",
             project=str(run_dir),
@@ -211,6 +246,6 @@ def test_a_killed_run_resumes_with_its_assigner(labelled: Callable[[str], Path],
         )
     resumed = MLCYOLO(run_dir / "run" / "weights" / "last.pt")
     resumed.train(resume=True)
-    assert isinstance(resumed.trainer, MLCSegmentationTrainer) and resumed.trainer.start_epoch == 1
+    assert isinstance(resumed.trainer, TRAINERS[task][1]) and resumed.trainer.start_epoch == 1
     assert resumed.trainer.args.assigner == "mutual_guidance"
     assert type(resumed.trainer.schedule().main).__name__ == "MutualGuidance"
