@@ -55,7 +55,8 @@ def save(file: Path, model: DetectionModel, train_args: dict[str, Any] | None = 
 
     Args:
         file: where to; it should end in `.safetensors`.
-        model: a model of detection, segmentation, pose or oriented boxes, not fused; its tensors are written in the types they have.
+        model: a model of detection, segmentation, pose or oriented boxes, not fused; its tensors are written in the
+            types they have.
         train_args: options of its training, by name; what JSON has no type for is written as text.
 
     Raises:

@@ -33,7 +33,8 @@ _LENGTHS = ("assigner_warmup", "iou_warmup", "ssl_burn_in", "ssl_ramp")
 
 #: Options of a training of segmentation, pose or oriented boxes: who learns what, and how fast.
 FOR_TASKS = frozenset(
-    {"assigner", "assigner_base", "assigner_warmup", "prior_scale", "lr_steps", "warmup_iters", "ema", "trust"}
+    {"assigner", "assigner_base", "assigner_warmup", "box_weight", "prior_scale"}
+    | {"lr_steps", "warmup_iters", "ema", "trust"}
     | {"mlc_candidates", "mlc_alpha", "mlc_tasks", "mg_rule", "mg_sigma", "mg_tasks"}
 )
 

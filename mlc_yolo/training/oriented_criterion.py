@@ -63,8 +63,8 @@ class OrientedLoss(PerTaskLoss, v8OBBLoss):
     ) -> tuple[Predictions, Priors, Targets]:
         if len(batch["bboxes"]) != len(batch["cls"]):
             raise TypeError(
-                f"expected an oriented box for each of {len(batch['cls'])} objects, got {len(batch['bboxes'])}: a label "
-                "is a class and four corners, x1 y1 x2 y2 x3 y3 x4 y4. For upright boxes use a detection model"
+                f"expected an oriented box for each of {len(batch['cls'])} objects, got {len(batch['bboxes'])}: a "
+                "label is a class and four corners, x1 y1 x2 y2 x3 y3 x4 y4. For upright boxes use a detection model"
             )
         predictions, priors, targets = super()._inputs(preds, batch, priors, decoded)
         learned = targets.valid & (targets.boxes[..., 2:4] >= _SHORTEST).all(-1)

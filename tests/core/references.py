@@ -12,7 +12,9 @@ from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 
+from mlc_yolo import oriented
 from mlc_yolo.assigners import (
     ATSS,
     Assigner,
@@ -41,7 +43,10 @@ class Object:
 
 @dataclass(eq=False)
 class Image:
-    """One image of a scene as numpy arrays: scores (A, K), boxes (A, 4), points (A, 2), priors (A, 4), levels (A,)."""
+    """One image of a scene as numpy arrays: scores (A, K), boxes (A, 4), points (A, 2), priors (A, 4), levels (A,).
+
+    Boxes and priors are (A, 5) where they are oriented.
+    """
 
     scores: np.ndarray
     boxes: np.ndarray
@@ -64,6 +69,16 @@ class Image:
     def decoded_ious(self) -> np.ndarray:
         """(objects, A)."""
         return _ious(self.objects, self.boxes)
+
+    @cached_property
+    def prior_touches(self) -> np.ndarray:
+        """(objects, A) bool."""
+        return _touches(self.objects, self.priors)
+
+    @cached_property
+    def decoded_touches(self) -> np.ndarray:
+        """(objects, A) bool."""
+        return _touches(self.objects, self.boxes)
 
 
 @dataclass
@@ -107,7 +122,7 @@ def images(scene: Scene) -> list[Image]:
         objects = []
         for slot in range(targets.labels.shape[1]):
             box = targets.boxes[b, slot].double().numpy()
-            if targets.valid[b, slot] and box[2] > box[0] and box[3] > box[1]:
+            if targets.valid[b, slot] and (sides(box) > 0).all():
                 objects.append(Object(slot, int(targets.labels[b, slot]), box))
         result.append(
             Image(
@@ -145,16 +160,59 @@ def ciou(first: np.ndarray, second: np.ndarray, eps: float = 1e-7) -> float:
     return overlap - distance / diagonal - v * v / (1 - overlap + v + eps)
 
 
+def distances(point: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Left, top, right, bottom of a box as seen from a point, along the box's own axes."""
+    if len(box) == 4:
+        return np.concatenate((point - box[:2], box[2:] - point))
+    cos, sin = math.cos(box[4]), math.sin(box[4])
+    dx, dy = point - box[:2]
+    along, down = dx * cos + dy * sin, dy * cos - dx * sin
+    return np.array([box[2] / 2 + along, box[3] / 2 + down, box[2] / 2 - along, box[3] / 2 - down])
+
+
 def inside(point: np.ndarray, box: np.ndarray) -> bool:
-    return bool(box[0] < point[0] < box[2] and box[1] < point[1] < box[3])
+    return bool((distances(point, box) > 0).all())
+
+
+def sides(box: np.ndarray) -> np.ndarray:
+    return box[2:4] - box[:2] if len(box) == 4 else box[2:4]
+
+
+def centre(box: np.ndarray) -> np.ndarray:
+    return (box[:2] + box[2:]) / 2 if len(box) == 4 else box[:2]
+
+
+def widened(box: np.ndarray, least: float) -> np.ndarray:
+    half = np.where(sides(box) < least, least, sides(box)) / 2
+    if len(box) == 4:
+        return np.concatenate((centre(box) - half, centre(box) + half))
+    return np.concatenate((box[:2], 2 * half, box[4:]))
 
 
 def area(box: np.ndarray) -> float:
-    return float((box[2] - box[0]) * (box[3] - box[1]))
+    return float(sides(box).prod())
+
+
+def alignment(image: Image, k: int, anchor: int) -> float:
+    """What task-aligned assignment goes by: CIoU, of oriented boxes probiou."""
+    upright = len(image.objects[k].box) == 4
+    return max(0.0, ciou(image.objects[k].box, image.boxes[anchor])) if upright else image.decoded_ious[k, anchor]
 
 
 def _ious(objects: list[Object], boxes: np.ndarray) -> np.ndarray:
+    if boxes.shape[1] == 5:  # the measure itself, in float32, so that rounding decides nothing; it has its own tests
+        return _compared(oriented.aligned_probiou, objects, boxes).astype(np.float64)
     return np.array([[iou(obj.box, box) for box in boxes] for obj in objects]).reshape(len(objects), len(boxes))
+
+
+def _touches(objects: list[Object], boxes: np.ndarray) -> np.ndarray:
+    return _compared(oriented.aligned_touch, objects, boxes) if boxes.shape[1] == 5 else _ious(objects, boxes) > 0
+
+
+def _compared(measure: Callable[..., torch.Tensor], objects: list[Object], boxes: np.ndarray) -> np.ndarray:
+    own = torch.from_numpy(np.array([obj.box for obj in objects]).reshape(-1, 5)).float()
+    pairs = own.repeat_interleave(len(boxes), 0), torch.from_numpy(boxes).float().repeat(len(own), 1)
+    return measure(*reversed(pairs)).reshape(len(own), len(boxes)).numpy()
 
 
 # TAL (TOOD section 3.2, as Ultralytics trains) ------------------------------------------------------------------------
@@ -169,12 +227,9 @@ def aligned(image: Image, topk: int) -> tuple[dict[int, int], np.ndarray, np.nda
     claims: dict[int, list[int]] = {}
     ranks: dict[tuple[int, int], int] = {}
     for k, obj in enumerate(image.objects):
-        centre, side = (obj.box[:2] + obj.box[2:]) / 2, obj.box[2:] - obj.box[:2]
-        side = np.where(side < second_stride, second_stride, side)
-        widened = np.concatenate((centre - side / 2, centre + side / 2))
         for a in image.anchors:
-            if inside(image.points[a], widened):
-                overlap[k, a] = max(0.0, ciou(obj.box, image.boxes[a]))
+            if inside(image.points[a], widened(obj.box, second_stride)):
+                overlap[k, a] = alignment(image, k, a)
                 metric[k, a] = image.scores[a, obj.label] ** 0.5 * overlap[k, a] ** 6
         order = [a for a in sorted(image.anchors, key=lambda a: -metric[k, a]) if metric[k, a] > 0]
         for rank, a in enumerate(order):
@@ -222,7 +277,7 @@ def max_iou_owner(image: Image, positive: float = 0.5, negative: float = 0.4) ->
     """RetinaNet section 4 with torchvision's low-quality rule; candidates are the positive and the ignored."""
     if not image.objects:
         return {}
-    overlaps = image.prior_ious
+    overlaps = image.prior_ious * image.prior_touches
     owner = {}
     for a in image.anchors:
         k = int(overlaps[:, a].argmax())
@@ -241,8 +296,7 @@ def max_iou(image: Image) -> Both:
 
 def responsible(image: Image, anchor: int, box: np.ndarray) -> bool:
     """FCOS section 3.2: the farthest side is within 4 to 8 strides; open below the finest level, above the coarsest."""
-    x, y = image.points[anchor]
-    farthest = max(x - box[0], y - box[1], box[2] - x, box[3] - y)
+    farthest = distances(image.points[anchor], box).max()
     stride = image.strides[anchor]
     low = 0.0 if image.levels[anchor] == image.levels.min() else 4 * stride
     high = math.inf if image.levels[anchor] == image.levels.max() else 8 * stride
@@ -271,17 +325,16 @@ def atss(image: Image, *, topk: int = 9) -> Both:
     """ATSS, algorithm 1, with the authors' topk * anchors per location and 0.01 px."""
     best: dict[int, tuple[float, int]] = {}
     for k, obj in enumerate(image.objects):
-        centre = (obj.box[:2] + obj.box[2:]) / 2
         candidates = []
         for level in np.unique(image.levels):
             on_level = [a for a in image.anchors if image.levels[a] == level]
             per_location = len(on_level) // len({tuple(image.points[a]) for a in on_level})
-            on_level.sort(key=lambda a: float(((image.points[a] - centre) ** 2).sum()))
+            on_level.sort(key=lambda a: float(((image.points[a] - centre(obj.box)) ** 2).sum()))
             candidates += on_level[: topk * per_location]
         overlaps = [float(image.prior_ious[k, a]) for a in candidates]
         threshold = np.mean(overlaps) + (np.std(overlaps, ddof=1) if len(overlaps) > 1 else 0.0)
         for a, overlap in zip(candidates, overlaps, strict=True):
-            depth = min((image.points[a] - obj.box[:2]).min(), (obj.box[2:] - image.points[a]).min())
+            depth = distances(image.points[a], obj.box).min()
             if overlap >= threshold and depth > 0.01 and overlap > best.get(a, (-1.0, 0))[0]:
                 best[a] = overlap, k
     return static(image, {a: (k, True) for a, (_, k) in best.items()})
@@ -305,7 +358,7 @@ def mutual_guidance(image: Image, *, sigma: float = 2.0, tasks: str = "both") ->
     if not image.objects:
         return classification, localization
     # 1. Three matrices.
-    anchor, regressed = image.prior_ious, image.decoded_ious
+    anchor, regressed = image.prior_ious * image.prior_touches, image.decoded_ious * image.decoded_touches
     amplified = np.zeros_like(anchor)
     for k, obj in enumerate(image.objects):
         for a in image.anchors:
@@ -320,7 +373,7 @@ def mutual_guidance(image: Image, *, sigma: float = 2.0, tasks: str = "both") ->
         # 3.
         n_positive = int((anchor[k] >= 0.5).sum())
         n_both = int((anchor[k] >= 0.4).sum())
-        assert n_positive >= 1 or not image.prior_ious[k].any()
+        assert n_positive >= 1 or not image.prior_touches[k].any()
         # 4. and 5., and in `take` 6.
         ignored.update(take(by_box[k], n_both)[n_positive:])
         for a in take(by_box[k], n_positive):
@@ -346,11 +399,12 @@ def mutual_guidance_2021(image: Image, *, sigma: float = 2.0) -> Both:
     classification, localization = Labels(len(image.points)), Labels(len(image.points))
     if not image.objects:
         return classification, localization
-    amplified = image.prior_ious.copy()
+    amplified = image.prior_ious * image.prior_touches
     for k, obj in enumerate(image.objects):
         for a in image.anchors:
             amplified[k, a] *= math.exp(image.scores[a, obj.label] / sigma)
-    for labels, matrix in ((classification, image.decoded_ious), (localization, amplified)):
+    reached = image.decoded_ious * image.decoded_touches
+    for labels, matrix in ((classification, reached), (localization, amplified)):
         contended = np.where(matrix == matrix.max(0), matrix, 0.0)
         for k, obj in reversed(list(enumerate(image.objects))):
             for a in take(contended[k], as_many_as(np.minimum(contended[k], 1))):
@@ -515,8 +569,7 @@ def in_box(image: Image, obj: Object, anchor: int, classification: bool) -> bool
 
 
 def in_widened_box(image: Image, obj: Object, anchor: int, classification: bool) -> bool:
-    centre, side = (obj.box[:2] + obj.box[2:]) / 2, np.maximum(obj.box[2:] - obj.box[:2], 16)
-    return inside(image.points[anchor], np.concatenate((centre - side / 2, centre + side / 2)))
+    return inside(image.points[anchor], widened(obj.box, 16))
 
 
 def touches_prior(image: Image, obj: Object, anchor: int, classification: bool) -> bool:

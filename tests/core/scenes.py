@@ -112,7 +112,7 @@ def single_image(batch: Scene, index: int) -> Scene:
     return replace(
         batch,
         predictions=Predictions(batch.predictions.scores[one], batch.predictions.boxes[one]),
-        targets=Targets(targets.labels[one], targets.boxes[one], targets.valid[one]),
+        targets=Targets(targets.labels[one], targets.boxes[one], targets.valid[one], targets.kind),
     )
 
 
