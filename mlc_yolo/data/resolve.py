@@ -163,13 +163,18 @@ def look_at_data(data: str, *, split: str | None = None) -> dict[str, Any] | Non
 
     Raises:
         RuntimeError: a YAML that upstream refuses, in its words.
-        FileNotFoundError: no images.
+        FileNotFoundError: no images, or a folder in which upstream would find no data YAML.
     """
     from ultralytics.data.utils import check_det_dataset
     from ultralytics.utils import clean_url
 
     from mlc_yolo.data.listing import image_files
 
+    if os.path.isdir(data) and _settings_file(Path(data)) is None:
+        raise FileNotFoundError(
+            f"data={data} must be a data YAML, or a folder that holds one, and is a folder with none or several. "
+            "A data YAML names path, train, val and names; give its path."
+        )
     if not data.endswith((".yaml", ".yml")):
         return None
     split = split or "val"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from nets import SMALL
 from ultralytics.data import converter
 
 from mlc_yolo.data.datasets import CheckedDataset
@@ -15,6 +16,7 @@ from mlc_yolo.data.listing import image_files, printable
 from mlc_yolo.data.resolve import open_data
 from mlc_yolo.data.split import split
 from mlc_yolo.demo import validation_images
+from mlc_yolo.model import MLCYOLO
 
 
 def with_val(data: Path, val: Any) -> str:
@@ -80,6 +82,12 @@ def test_a_training_names_the_list_in_which_blanks_hide_images(
         dataset = CheckedDataset(img_path=str(listed), imgsz=64, augment=False, data=open_data(own_data))
     assert [Path(file).name for file in dataset.im_files] == ["1.png", "2.png"]
     assert f"{listed}: 1 paths begin or end with blanks" in caplog.text
+
+
+def test_a_folder_of_photographs_alone_is_refused_before_a_run_folder_is_made(own_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is a folder with none or several\. A data YAML names path, train"):
+        MLCYOLO(SMALL).train(data=str(own_data.parent / "images"), project=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_names_that_are_not_in_utf8_can_be_shown() -> None:
