@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from nets import SMALL
 from ultralytics.nn import tasks
 
 MODULE = "layers_of_a_user"
+PLACE = 3
 SOURCE = """
 from torch import nn
 from ultralytics.nn import tasks
@@ -36,12 +38,10 @@ def provide(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_yaml(folder: Path) -> Path:
-    """Write a yolo11n whose spatial pyramid pooling is a `Gate`."""
-    config = yaml.safe_load((Path(tasks.__file__).parents[1] / "cfg/models/11/yolo11.yaml").read_text())
-    config["scales"] = {"n": config["scales"]["n"]}
-    place = next(i for i, row in enumerate(config["backbone"]) if row[2] == "SPPF")
-    config["backbone"][place] = [-1, 1, "Gate", []]
-    path = folder / "yolo11n-gate.yaml"
+    """Write a small net whose layer `PLACE` is a `Gate`."""
+    config = yaml.safe_load(Path(SMALL).read_text())
+    config["backbone"][PLACE] = [-1, 1, "Gate", []]
+    path = folder / "gate.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from detector_runs import TINY, detector_yaml, train
+from nets import SMALL
 from torchvision.transforms import InterpolationMode
 from ultralytics import YOLO
 from ultralytics.nn.distill_model import DistillationModel
@@ -412,7 +413,7 @@ def test_a_torchvision_layer_without_weights_is_data(weights: str | None) -> Non
 @pytest.mark.slow
 def test_what_official_training_writes_loads(tiny_data: Path, run_dir: Path) -> None:
     saved: list[Any] = []
-    stock = YOLO("yolo11n.yaml")
+    stock = YOLO(SMALL)
     stock.add_callback("on_model_save", lambda trainer: saved.append(check(trainer.last)))
     stock.train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, "epochs": 1})
     assert saved == [None], "with optimizer and average"
@@ -421,14 +422,14 @@ def test_what_official_training_writes_loads(tiny_data: Path, run_dir: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["yolo11n", "retinanet", "fcos", "pafpn-r18"])
+@pytest.mark.parametrize("kind", ["yolo11", "retinanet", "fcos", "pafpn-r18"])
 def test_every_file_of_a_run_loads(kind: str, tiny_data: Path, run_dir: Path) -> None:
     small = {"nc": 3, "width": 32, "levels": 4}
-    source: str | Path = "yolo11n.yaml"
+    source: str | Path = SMALL
     if "-" in kind:
         source = run_dir / f"{kind}.yaml"
         YAML.save(source, {**YAML.load(resource_dir("cfg") / "models" / source.name), **small})
-    elif kind != "yolo11n":
+    elif kind != "yolo11":
         source = detector_yaml(run_dir, kind)
     net, looked = MLCYOLO(source), []
     net.add_callback("on_model_save", lambda t: looked.extend(check(file) for file in t.wdir.iterdir()))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from nets import SMALL
 from ultralytics import YOLO
 from ultralytics.nn.modules.head import v10Detect
 
@@ -67,8 +68,10 @@ def test_a_head_without_room_for_its_weights_channel_trains_without_it_and_says_
     weights = run_dir.parent / "aware.pt"
     torch.save({"model": iou_aware("yolov8n", torch.rand(1, 3, 64, 64)), "train_args": {}}, weights)
     chosen = {"pretrained": str(weights), "iou_gain": 2.0, "epochs": 1}
+    net = run_dir / "small10.yaml"
+    net.write_text(Path(SMALL).read_text().replace("Detect", "v10Detect"))
     with caplog.at_level("INFO"):
-        MLCYOLO("yolov10n.yaml").train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, **chosen})
+        MLCYOLO(net).train(data=str(tiny_data), project=str(run_dir), name="run", **{**TINY, **chosen})
     assert "v10Detect has no place for the weights' IoU channel: training without it" in caplog.text
     assert "iou_gain: no effect without a predicted-IoU channel. Add one with iou_head=True" in caplog.text
     assert "iou_warmup: no effect" not in caplog.text
@@ -141,6 +144,6 @@ def test_labels_out_of_range_are_named_by_file(tmp_path: Path, run_dir: Path) ->
 @pytest.mark.parametrize("label", ["", "0 0.5 0.5 0 0.4\n"])
 def test_images_without_objects_and_boxes_without_area_train(label: str, tmp_path: Path, run_dir: Path) -> None:
     data = _dataset(tmp_path / "none", label)
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     model.train(data=str(data), assigner="mlc", project=str(run_dir), name="run", **TINY)
     assert (run_dir / "run" / "weights" / "best.pt").exists()

@@ -12,6 +12,7 @@ import own_layer
 import pytest
 import torch
 from detector_runs import TINY, stop_after
+from nets import SMALL
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.nn.tasks import DetectionModel
 
@@ -37,6 +38,7 @@ def _opens_elsewhere(file: Path) -> bool:
     return subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_layer_of_ones_own_is_announced_trains_and_is_validated(
     gate: Path, tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -55,18 +57,22 @@ def test_a_forward_hook_of_ones_own_is_announced_and_the_run_ends(
     gate: Path, tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     watch = importlib.import_module(own_layer.MODULE).watch
-    model = MLCYOLO("yolo11n.yaml")
-    model.add_callback("on_train_start", lambda trainer: trainer.ema.ema.model[9].register_forward_hook(watch))
+    model = MLCYOLO(SMALL)
+    model.add_callback(
+        "on_train_start", lambda trainer: trainer.ema.ema.model[own_layer.PLACE].register_forward_hook(watch)
+    )
     model.train(**_arguments(tiny_data, run_dir))
     assert f"will hold {own_layer.MODULE}.watch," in caplog.text
     model.val(data=str(tiny_data), imgsz=64, plots=False, project=str(run_dir))
 
 
 def test_nothing_is_announced_of_a_model_without(
-    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    MLCYOLO("yolo11n.yaml").train(**_arguments(tiny_data, run_dir))
-    assert "trust=True" not in caplog.text and _opens_elsewhere(run_dir / "run" / "weights" / "best.pt")
+    MLCYOLO(SMALL).train(**_arguments(tiny_data, run_dir))
+    assert "trust=True" not in caplog.text
+    monkeypatch.setattr(own_files, "_own", {})  # as in another process
+    safe_load.check(run_dir / "run" / "weights" / "best.pt")
 
 
 def test_a_run_is_resumed_in_its_own_process_without_permission(gate: Path, tiny_data: Path, run_dir: Path) -> None:
@@ -91,7 +97,7 @@ class OwnTrainer(DetectionTrainer):
 
 
 def test_a_model_in_memory_is_validated_without_permission_whatever_its_class(tiny_data: Path, run_dir: Path) -> None:
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     model.train(OwnTrainer, **_arguments(tiny_data, run_dir))
     assert type(model.model) is OwnModel
     model.val(data=str(tiny_data), imgsz=64, plots=False, project=str(run_dir))
@@ -117,7 +123,7 @@ def test_a_file_that_was_changed_or_exchanged_is_nobodys_own(tmp_path: Path) -> 
 def test_the_best_weights_beside_a_resumed_run_are_a_strangers_until_the_run_writes_them(
     gate: Path, tiny_data: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     model.add_callback("on_model_save", stop_after(1))
     with pytest.raises(KeyboardInterrupt):
         model.train(**_arguments(tiny_data, run_dir, epochs=2))
@@ -135,7 +141,7 @@ def test_foreign_names_are_those_that_opening_refuses(gate: Path, tmp_path: Path
     model = torch.load(file, weights_only=False)["model"]
     assert foreign_names(model) == [f"{own_layer.MODULE}.Gate"]
     model.criterion = importlib.import_module(own_layer.MODULE).Gate()
-    model.model[9] = torch.nn.Identity()
+    model.model[own_layer.PLACE] = torch.nn.Identity()
     assert foreign_names(model, without=model.criterion) == []
     with pytest.raises(RefusedCheckpoint, match=rf"holds {own_layer.MODULE}\.Gate\."):
         safe_load.check(file)
