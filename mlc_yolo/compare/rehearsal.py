@@ -33,6 +33,8 @@ def refusals(trainings: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     Raises:
         RuntimeError: the process itself failed.
     """
+    if not trainings:
+        return {}
     with tempfile.TemporaryDirectory(prefix="mlc-yolo-") as folder:
         file = Path(folder) / "trainings.yaml"
         file.write_text(yaml.safe_dump({name: dict(options) for name, options in trainings.items()}))

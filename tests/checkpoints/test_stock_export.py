@@ -176,39 +176,37 @@ class Refuse:
 sys.meta_path.insert(0, Refuse())
 import torch
 from ultralytics import YOLO
-model = YOLO(sys.argv[1])
-assert model.task == "detect" and model.names == {0: "cat", 1: "dog", 2: "cow"}
-model.model.end2end = sys.argv[4] == "True"
-torch.save(model.model(torch.load(sys.argv[2]))[0], sys.argv[3])
-model.predict(torch.load(sys.argv[2]), imgsz=64, verbose=False, save=False)  # fuses
+image = torch.load(sys.argv[1])
+for name in sys.argv[2:]:
+    model = YOLO(f"{name}.pt")
+    assert model.task == "detect" and model.names == {0: "cat", 1: "dog", 2: "cow"}
+    model.model.end2end = name == "yolo26n"
+    torch.save(model.model(image)[0], f"{name}.out")
+    model.predict(image, imgsz=64, verbose=False, save=False)  # fuses
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("restricted", ["0", "1"])
-@pytest.mark.parametrize(
-    ("name", "end2end"), [("yolov8n", False), ("yolo11n", False), ("yolo12n", False), ("yolo26n", True)]
-)
-def test_the_file_opens_in_plain_ultralytics_without_us(
-    iou_aware: Make, name: str, end2end: bool, restricted: str, tmp_path: Path
-) -> None:
-    model = iou_aware(name, _image())
-    model.names = {0: "cat", 1: "dog", 2: "cow"}
-    model.args = {"task": "detect", "imgsz": 64, "assigner": "mlc"}
-    model.end2end = end2end
-    path = export_stock(model, tmp_path / "stock.pt")
+def test_the_files_open_in_plain_ultralytics_without_us(iou_aware: Make, restricted: str, tmp_path: Path) -> None:
+    models = {name: iou_aware(name, _image()) for name in ("yolov8n", "yolo11n", "yolo12n", "yolo26n")}
+    for name, model in models.items():
+        model.names = {0: "cat", 1: "dog", 2: "cow"}
+        model.args = {"task": "detect", "imgsz": 64, "assigner": "mlc"}
+        model.end2end = name == "yolo26n"
+        export_stock(model, tmp_path / f"{name}.pt")
     torch.save(_image(), tmp_path / "image.pt")
-    arguments = [str(path), str(tmp_path / "image.pt"), str(tmp_path / "out.pt"), str(end2end)]
     subprocess.run(
-        [sys.executable, "-c", PLAIN, *arguments],
+        [sys.executable, "-c", PLAIN, "image.pt", *models],
         check=True,
         env={**os.environ, "ULTRALYTICS_SAFE_LOAD": restricted},
         cwd=tmp_path,
     )
-    theirs = torch.load(tmp_path / "out.pt")
-    theirs = theirs[..., 4] if end2end else theirs[:, 4:]
-    # The file holds half-precision weights, as every finished training does: so does what it is compared with.
-    assert (theirs - _scores(deepcopy(model).half().float())).abs().max() < ROUNDING
+    for name, model in models.items():
+        theirs = torch.load(tmp_path / f"{name}.out")
+        theirs = theirs[..., 4] if model.end2end else theirs[:, 4:]
+        # The file holds half-precision weights, as every finished training does: so does what it is compared with.
+        assert (theirs - _scores(deepcopy(model).half().float())).abs().max() < ROUNDING, name
 
 
 def test_the_file_names_nothing_of_ours(iou_aware: Make, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -21,12 +21,13 @@ import psutil
 import pytest
 import torch
 import yaml
+from comparing_here import run_here
 from made_records import made_records
-from nets import enliven
+from nets import SMALL, SMALL26, enliven
 from own_labels import labelled_by, noise
 from ultralytics.nn.tasks import DetectionModel
 
-from mlc_yolo.compare import Comparison, compare, latency, rehearsal, split_values
+from mlc_yolo.compare import Comparison, compare, executors, latency, rehearsal, split_values
 from mlc_yolo.compare import grid as grid_module
 from mlc_yolo.compare import run as module
 from mlc_yolo.compare.cell import LAST, read_epochs, run_cell
@@ -44,7 +45,7 @@ from mlc_yolo.report import write_report
 
 #: A training of seconds.
 TINY: dict[str, Any] = {
-    **{"model": "yolo11n.yaml", "epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False},
+    **{"model": SMALL, "epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "plots": False, "val": False},
     **{"optimizer": "SGD", "warmup_epochs": 0, "mosaic": 0.0, "iou_head": False},
 }
 
@@ -171,7 +172,7 @@ def test_a_latency_that_was_measured_is_not_measured_again(
     monkeypatch.setattr(latency, "WARM_UP", 0)
     monkeypatch.setattr(latency, "ROUNDS", 1)
     weights = str(tmp_path / "model.pt")
-    MLCYOLO("yolo11n.yaml").save(weights)
+    MLCYOLO(SMALL).save(weights)
     tasks: list[str] = []
 
     def run(given: list[Task]) -> Iterator[tuple[Task, int]]:
@@ -211,7 +212,7 @@ def test_a_model_that_is_not_judged_by_boxes_is_refused_before_it_trains(tiny_da
     assert list(tmp_path.glob("run*")) == []
 
 
-@pytest.mark.parametrize("model", ["yolo11n.yaml", "yolo26n.yaml", "fcos-r18-fpn.yaml"])
+@pytest.mark.parametrize("model", [SMALL, SMALL26, "fcos-r18-fpn.yaml"], ids=["yolo11", "yolo26", "fcos"])
 def test_judging_is_rehearsed_on_a_blank_image_and_what_would_end_it_is_told(
     model: str, tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,10 +302,15 @@ def test_every_run_is_checked_by_its_trainer_before_any_file_is_touched(run_dir:
     assert "assigner=tal" in said  # which has a warm-up of that length as well
 
 
-@pytest.mark.slow
-def test_the_trainers_own_errors_name_the_run() -> None:
-    found = refusals({"a": {**TINY, "data": "absent.yaml"}, "b": {**TINY, "model": "absent.pt", "data": "coco8.yaml"}})
-    assert "absent.yaml" in found["a"] and "absent.pt" in found["b"]
+def test_the_trainers_own_errors_are_reasons(run_dir: Path) -> None:
+    for wrong in ({"data": "absent.yaml"}, {"model": "absent.pt", "data": "coco8.yaml"}):
+        (name,) = {"absent.yaml", "absent.pt"} & set(wrong.values())
+        assert name in str(rehearsal._refusal({**TINY, **wrong}, str(run_dir)))
+
+
+def test_where_nothing_is_to_be_trained_nothing_is_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rehearsal.subprocess, "run", lambda *given, **named: pytest.fail("a process is started"))
+    assert refusals({}) == {}
 
 
 @pytest.mark.parametrize(
@@ -570,7 +576,7 @@ def _connects(port: int) -> bool:
 
 @pytest.mark.slow
 def test_a_ray_head_runs_tasks_and_kills_what_nobody_waits_for(
-    tasks: Any, ray_head: None, run_dir: Path, tiny_data: Path
+    tasks: Any, ray_head: None, run_dir: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = tasks(a=_SAY_DEVICE, b="raise SystemExit(3)", c=_SAY_DEVICE)
     assert {task.name: status for task, status in filter(None, run_ray(given))} == {"a": 0, "b": 3, "c": 0}
@@ -582,9 +588,10 @@ def test_a_ray_head_runs_tasks_and_kills_what_nobody_waits_for(
     listening.close()
     _wait_for(lambda: not _alive(pid))
 
-    given = {**TINY, "data": str(tiny_data), "assigner": ["tal", "fcos"], "epochs": 1, "project": run_dir}
+    monkeypatch.setattr(module, "refusals", lambda trainings: {})
+    given = {**TINY, "data": str(tiny_data), "seed": [0, 1], "epochs": 1, "project": run_dir}
     found = compare(**given, executor="ray")
-    assert not found.failed and len(found.differences) == 10
+    assert not found.failed and len(found.runs) == 2
 
 
 def test_without_ray_its_executor_says_how_to_get_it(tasks: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -598,7 +605,7 @@ def test_without_ray_its_executor_says_how_to_get_it(tasks: Any, monkeypatch: py
 
 @pytest.mark.slow
 def test_records_hold_what_the_validation_judges(tiny_data: Path, run_dir: Path) -> None:
-    model = MLCYOLO("yolo11n.yaml")
+    model = MLCYOLO(SMALL)
     place = {"data": str(tiny_data), "imgsz": 64, "project": str(run_dir), "device": "cpu", "workers": 0}
     model.train(epochs=1, batch=4, name="train", plots=False, **place)
     records = record(model, batch=4, name="val", **place)
@@ -628,79 +635,56 @@ def test_the_rank_correlations_of_objects_are_numbered_through_the_images() -> N
     assert object_correlations([background], [0]).shape == (0,)
 
 
-_COMPARE = """import sys, torch, yaml
-from mlc_yolo.compare import compare
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    compare(**yaml.safe_load(sys.argv[1]))
-"""
-
-
 @pytest.mark.slow
-def test_a_comparison_survives_the_death_of_its_processes(run_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
-    given = {**TINY, "data": str(tiny_data), "assigner": ["tal", "fcos"], "epochs": 3, "project": str(run_dir)}
+def test_a_comparison_that_is_stopped_says_how_to_go_on_ends_its_processes_and_goes_on(
+    run_dir: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = {**TINY, "data": str(tiny_data), "assigner": ["tal", "fcos"], "epochs": 8, "project": str(run_dir)}
     given |= {"device": "cpu", "seed": [3]}
     folder, first, second = (run_dir / "compare" / name for name in ("", "assigner=tal,seed=3", "assigner=fcos,seed=3"))
-    program = tmp_path / "program.py"
-    program.write_text(_COMPARE)
-    with subprocess.Popen([sys.executable, str(program), yaml.safe_dump(given)], env=_environment()) as parent:
-        _wait_for(lambda: (first / "records.npz").exists(), 300)
-        _wait_for(lambda: (second / LAST).exists(), 300)
-        parent.kill()
+
+    def sleep(seconds: float) -> None:
+        if (second / LAST).exists():
+            raise KeyboardInterrupt  # as Ctrl-C in the midst of it
+        time.sleep(seconds)
+
+    monkeypatch.setattr(module, "refusals", lambda trainings: {})  # other tests rehearse, and time
+    monkeypatch.setattr(module, "_measure_latency", lambda *given, **written: None)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(executors, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        patched.setattr(executors, "_PAUSE", 0.02)
+        compare(**given)
+    assert "the same command goes on" in caplog.text and "1 of 2 runs ended" in caplog.text
+    assert not [child for child in psutil.Process().children() if "mlc_yolo.compare.cell" in child.cmdline()]
     kept = (first / "records.npz").stat().st_mtime_ns
     assert not (second / "records.npz").exists()
-    epochs = len(read_epochs(second))
-    assert 1 <= epochs <= 3
+    assert 1 <= len(read_epochs(second)) <= 8
 
     found = compare(**given)
     assert (first / "records.npz").stat().st_mtime_ns == kept  # not repeated
-    assert "Resuming training" in (second / "log.txt").read_text() or epochs == 3  # not begun anew
-    assert [epoch.number for epoch in read_epochs(second)] == [1, 2, 3]
-    assert (second / "results.csv").read_text().count("\n") == 4
+    assert "Resuming training" in (second / "log.txt").read_text()  # not begun anew
+    assert [epoch.number for epoch in read_epochs(second)] == [*range(1, 9)]
+    assert (second / "results.csv").read_text().count("\n") == 9
     assert not found.failed and len(found.runs) == 2 and len(found.differences) == 10
-    assert found.differences[-1]["metric"] == "latency" and found.differences[-1]["ratio"] > 0
     assert Comparison(folder).runs == found.runs
     assert found.records(first.name).images == found.records(second.name).images
 
-    again = time.monotonic()
-    compare(**given)  # nothing to do
-    assert time.monotonic() - again < 60 and (second / "records.npz").stat().st_mtime_ns > kept
+    monkeypatch.setattr(executors, "start", lambda *task: pytest.fail("there is nothing to do"))
+    compare(**given)
 
 
-@pytest.mark.slow
-def test_a_killed_run_is_reported_and_ctrl_c_says_how_to_go_on(run_dir: Path, tiny_data: Path, tmp_path: Path) -> None:
-    given = {**TINY, "data": str(tiny_data), "assigner": ["tal", "fcos"], "epochs": 40, "project": str(run_dir)}
-    folder = run_dir / "compare"
-    program, said = tmp_path / "program.py", tmp_path / "said.txt"
-    program.write_text(_COMPARE)
-    command = [sys.executable, str(program), yaml.safe_dump({**given, "device": "cpu"})]
-    with open(said, "w") as out, subprocess.Popen(command, env=_environment(), stdout=out, stderr=out) as parent:
-        _wait_for(lambda: (folder / "assigner=tal,seed=0" / LAST).exists(), 300)
-        (worker,) = psutil.Process(parent.pid).children()
-        os.kill(worker.pid, signal.SIGKILL)
-        _wait_for(lambda: "1 of 2 runs ended" in said.read_text())  # the other goes on
-        _wait_for(lambda: (folder / "assigner=fcos,seed=0" / LAST).exists(), 300)
-        (worker,) = psutil.Process(parent.pid).children()
-        parent.send_signal(signal.SIGINT)
-        assert parent.wait(60) != 0
-    assert "the same command goes on" in said.read_text()
-    _wait_for(lambda: not worker.is_running())
-    for name in ("tal", "fcos"):
-        assert read_epochs(folder / f"assigner={name},seed=0")
-        assert not (folder / f"assigner={name},seed=0" / "records.npz").exists()
-
-
-@pytest.mark.slow
 def test_a_run_that_fails_is_told_with_the_end_of_its_log_and_the_others_go_on(
     run_dir: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = {**TINY, "data": str(tiny_data), "assigner": ["tal", "fcos"], "epochs": 1}
     # The trainer knows the number of its batches only when it has begun.
     monkeypatch.setattr(module, "refusals", lambda trainings: {})
-    found = compare(**given, warmup_iters=[0, 99], project=run_dir, device="cpu")
-    assert sorted(found.failed) == [f"assigner={name},warmup_iters=99,seed=0" for name in ("fcos", "tal")]
-    assert "warmup_iters=99 must end before the run" in next(iter(found.failed.values()))
-    assert len(found.runs) == 2 and len(found.differences) == 10
+    run_here(monkeypatch)
+    given = {**TINY, "data": str(tiny_data), "epochs": 1, "project": run_dir, "device": "cpu"}
+    found = compare(**given, warmup_iters=[99, 0])
+    ((name, told),) = found.failed.items()
+    assert name == "warmup_iters=99,seed=0" and "exit status 1" in told
+    assert "warmup_iters=99 must end before the run" in told
+    assert [run["cell"] for run in found.runs] == ["warmup_iters=0,seed=0"]
 
 
 @pytest.mark.slow
@@ -709,6 +693,7 @@ def test_voting_is_a_variant_like_any_other_and_its_gaps_are_told(
 ) -> None:
     monkeypatch.setattr(module, "refusals", lambda trainings: {})  # other tests rehearse, and time
     monkeypatch.setattr(module, "_measure_latency", lambda *given, **written: None)
+    run_here(monkeypatch)
     torch.manual_seed(0)
     net = DetectionModel("yolov8n.yaml", nc=3, verbose=False)
     enliven(net, torch.rand(2, 3, 64, 64))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from nets import SMALL
 
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.paper import reproduce as module
@@ -22,9 +24,9 @@ from mlc_yolo.resources import resource_dir
 PAPER = resource_dir("cfg") / "paper"
 
 #: A row as cfg/paper has them, of a size for a test.
-TINY = """# A tiny row.
+TINY = f"""# A tiny row.
 # paper: AP=12.5 spearman=0.25
-model: yolo11n.yaml
+model: {SMALL}
 pretrained: False
 assigner: mlc
 assigner_warmup: 1
@@ -49,6 +51,31 @@ def tiny_row(tmp_path: Path) -> Path:
     file = tmp_path / "tiny.yaml"
     file.write_text(TINY)
     return file
+
+
+class Trained:
+    """Stands in for a model whose training and validation take no time; set `folder` to where it trains."""
+
+    folder: Path
+
+    def __init__(self, name: str, trust: bool = False) -> None:
+        arguments = SimpleNamespace(epochs=3, imgsz=64, batch=4, seed=3)
+        self.trainer = SimpleNamespace(save_dir=self.folder, last="last.pt", args=arguments, device=torch.device("cpu"))
+
+    def train(self, **options: Any) -> None:
+        self.folder.mkdir(exist_ok=True)
+
+    def val(self, **options: Any) -> Any:
+        return SimpleNamespace(results_dict={"metrics/coco_AP": 0.15})
+
+
+@pytest.fixture
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Trained]:
+    """The class that stands in, of 8 images."""
+    monkeypatch.setattr(Trained, "folder", tmp_path / "run", raising=False)
+    monkeypatch.setattr(module, "MLCYOLO", Trained)
+    monkeypatch.setattr(module, "_image_count", lambda trainer: 8)
+    return Trained
 
 
 def _lines(path: Path) -> list[dict[str, str]]:
@@ -191,51 +218,38 @@ def test_a_last_line_without_its_end_is_not_run_into(tmp_path: Path) -> None:
     assert [line["row"] for line in _lines(path)] == ["edited", "b"]
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 def test_processes_that_end_at_once_lose_no_line(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     code = (
-        "import sys; from pathlib import Path; from mlc_yolo.paper.reproduce import COLUMNS, append_line\n"
-        "print('ready', flush=True)\n"
-        "input()\n"  # until the other is ready too
-        "for i in range(200):\n"
-        "    append_line(Path(sys.argv[1]), {**dict.fromkeys(COLUMNS), 'row': sys.argv[2], 'seed': i})\n"
+        "import os, sys; from pathlib import Path; from mlc_yolo.paper.reproduce import COLUMNS, append_line\n"
+        "other = os.fork()\n"  # once all is imported: both begin at once
+        "for i in range(100):\n"
+        "    row = 'a' if other else 'b'\n"
+        "    append_line(Path(sys.argv[1]), {**dict.fromkeys(COLUMNS), 'row': row, 'seed': i})\n"
+        "if other:\n"
+        "    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))\n"
     )
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(path), name], **pipes) for name in ("a", "b")]
-    assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
-    for writer in writers:
-        writer.stdin.write("\n")
-        writer.stdin.flush()
-    assert [writer.communicate() and writer.returncode for writer in writers] == [0, 0]
+    subprocess.run([sys.executable, "-c", code, str(path)], check=True)
     found = sorted((line["row"], int(line["seed"])) for line in _lines(path))
-    assert found == [(name, i) for name in "ab" for i in range(200)]
+    assert found == [(name, i) for name in "ab" for i in range(100)]
 
 
 def test_a_line_that_the_results_do_not_take_is_kept_with_its_run(
-    tiny_row: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: type[Trained], tiny_row: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run_folder, results = tmp_path / "run", tmp_path / "results.csv"
-    arguments = SimpleNamespace(epochs=3, imgsz=64, batch=4, seed=3)
-    trainer = SimpleNamespace(save_dir=run_folder, last="last.pt", args=arguments, device=torch.device("cpu"))
+    results = tmp_path / "results.csv"
+    train = trained.train
 
-    class Trained:
-        """Stands in for a model whose training and validation take no time."""
+    def train_while_another_writes(model: Trained, **options: Any) -> None:
+        train(model)
+        results.write_text("another,file\n")  # which was not there when the run began
 
-        def __init__(self, name: str, trust: bool = False) -> None:
-            self.trust, self.trainer = trust, trainer
-
-        def train(self, **options: Any) -> None:
-            run_folder.mkdir()
-            results.write_text("another,file\n")  # which was not there when the run began
-
-        def val(self, **options: Any) -> Any:
-            return SimpleNamespace(results_dict={"metrics/coco_AP": 0.125})
-
-    monkeypatch.setattr(module, "MLCYOLO", Trained)
-    monkeypatch.setattr(module, "_image_count", lambda trainer: 8)
+    monkeypatch.setattr(trained, "train", train_while_another_writes)
     with pytest.raises(ValueError, match=r"results\.csv has other columns"):
         reproduce(tiny_row, data=tiny_data, results=results)
-    assert [line["AP"] for line in _lines(run_folder / "results_of_row.csv")] == ["12.5"]
+    assert [line["AP"] for line in _lines(trained.folder / "results_of_row.csv")] == ["15.0"]
     assert results.read_text() == "another,file\n"
 
 
@@ -295,7 +309,7 @@ def test_a_row_is_trained_judged_by_its_last_weights_and_recorded(
     settings = {name: line[name] for name in ("row", "model", "data", "images", "epochs", "imgsz", "batch", "seed")}
     assert settings == {
         "row": "tiny",
-        "model": "yolo11n",
+        "model": "small11",
         "data": f"{tiny_data.parent.name}/data.yaml",
         "images": 4,
         "epochs": 3,
@@ -316,13 +330,13 @@ def test_a_row_is_trained_judged_by_its_last_weights_and_recorded(
     assert (run_dir / "tiny" / "val").is_dir()
 
 
-@pytest.mark.slow
 def test_the_paper_stands_beside_an_unchanged_row_on_the_papers_images(
-    tiny_row: Path, tiny_data: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: type[Trained], tiny_row: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = {"project": str(run_dir), "results": tmp_path / "results.csv"}
-    assert reproduce(tiny_row, data=tiny_data, **place)["paper"] is None  # 8 images are not COCO
+    results = tmp_path / "results.csv"
+    assert reproduce(tiny_row, data=tiny_data, results=results)["paper"] is None  # 8 images are not COCO
     monkeypatch.setitem(module.PAPER_IMAGES, "AP", range(8, 9))
-    line = reproduce(tiny_row, data=tiny_data, **place)
-    assert line["paper"] == 12.5
-    assert line["difference"] == pytest.approx(line["AP"] - 12.5, abs=0.005)
+    line = reproduce(tiny_row, data=tiny_data, results=results)
+    assert (line["AP"], line["paper"], line["difference"]) == (15.0, 12.5, 2.5)
+    changed = reproduce(tiny_row, data=tiny_data, results=results, seed=3, max_det=30)
+    assert changed["paper"] is None and changed["difference"] is None
