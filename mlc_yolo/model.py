@@ -27,6 +27,7 @@ from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.placed_export import noting, placed_model
 from mlc_yolo.evaluation.placement import Placing
 from mlc_yolo.evaluation.predictor import MLCPredictor
+from mlc_yolo.evaluation.task_validators import TASK_VALIDATORS
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import has_iou_channel, rank_by_iou, set_rescore
 from mlc_yolo.metrics.coverage import Coverage
@@ -64,11 +65,11 @@ class MLCYOLO(OpenedYOLO):
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
-        """Upstream's classes by task, with ours for detection, and our trainers of the other tasks with boxes."""
+        """Upstream's classes by task, with ours for detection, and our trainers and validators of other boxes."""
         ours = {"trainer": MLCTrainer, "validator": MLCValidator, "predictor": MLCPredictor, "model": DetectionModel}
         tasks: dict[str, dict[str, Any]] = {**super().task_map, "detect": ours}
         for task, trainer in TASK_TRAINERS.items():
-            tasks[task] = {**tasks[task], "trainer": trainer}
+            tasks[task] = {**tasks[task], "trainer": trainer, "validator": TASK_VALIDATORS[task]}
         return tasks
 
     def _smart_load(self, key: str) -> Any:

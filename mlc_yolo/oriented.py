@@ -44,6 +44,11 @@ def aligned_probiou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tens
     return overlap.clamp(min=0).nan_to_num(nan=0.0)
 
 
+def pairwise_probiou(first: Tensor, second: Tensor) -> Tensor:
+    """Return `aligned_probiou` of every pair, (M, A) float32 of (M, 5) and (A, 5)."""
+    return aligned_probiou(first[:, None], second[None])
+
+
 def extent(boxes: Tensor) -> Tensor:
     """Return the upright boxes around oriented ones, xyxy px.
 

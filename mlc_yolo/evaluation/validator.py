@@ -30,6 +30,7 @@ from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.evaluation.augmentation import augmenting
 from mlc_yolo.evaluation.detection_metrics import MLCMetrics
+from mlc_yolo.evaluation.divergence_rows import HEADER
 from mlc_yolo.evaluation.placement import Placement, Placing, placed_detections
 from mlc_yolo.evaluation.postprocess import extra_channels, native
 from mlc_yolo.metrics import proposals
@@ -171,7 +172,7 @@ class MLCValidator(DetectionValidator):
 
     def get_desc(self) -> str:
         """Return the table's header."""
-        return str(super().get_desc()) + ("%11s" * 2) % ("Spearman", "(pooled)")
+        return str(super().get_desc()) + HEADER
 
     def postprocess(self, preds: Any) -> list[dict[str, Tensor]]:
         """Keep what NMS is about to see, then apply it."""

@@ -19,7 +19,7 @@ is a good box anywhere in the data set.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,13 +63,13 @@ def entries(boxes: Tensor, scores: Tensor, *, threshold: float = SCORE_THRESHOLD
     """Return what NMS sees of one image above `threshold`, one row per (anchor, class).
 
     Args:
-        boxes: (A, 4) xyxy pixels, any float dtype.
+        boxes: (A, 4) xyxy pixels, any float dtype; (A, 5) of oriented boxes.
         scores: (A, K) scores NMS ranks by, in [0, 1], same device.
         threshold: scores must be above it; nan never is.
         limit: most rows returned; the highest scores stay.
 
     Returns:
-        (N, 6) float32 rows x1, y1, x2, y2, score, label.
+        (N, 6) float32 rows x1, y1, x2, y2, score, label; (N, 7) of oriented boxes.
     """
     above = torch.where(scores.amax(1) > threshold)[0]  # a search over A*K values would take several times as long
     row, label = torch.where(scores[above] > threshold)
@@ -81,13 +81,20 @@ def entries(boxes: Tensor, scores: Tensor, *, threshold: float = SCORE_THRESHOLD
     return torch.cat((boxes[anchor].float(), score[:, None].float(), label[:, None].float()), 1)
 
 
-def match(image_entries: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> Float32Array:
+def match(
+    image_entries: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    *,
+    overlap: Callable[[Tensor, Tensor], Tensor] = pairwise_iou,
+) -> Float32Array:
     """Compare one image's entries with its objects.
 
     Args:
-        image_entries: (N, 6) rows x1, y1, x2, y2, score, label, as `entries` returns them.
-        gt_boxes: (M, 4) xyxy, same pixels and device.
+        image_entries: (N, 6) rows x1, y1, x2, y2, score, label, as `entries` returns them; (N, 7) of oriented boxes.
+        gt_boxes: (M, 4) xyxy, same pixels and device; (M, 5) of oriented boxes.
         gt_labels: (M,) in 0..K-1, any dtype.
+        overlap: of (M, 4) objects and (n, 4) boxes, (M, n) in [0, 1].
 
     Returns:
         (n, 4) rows score, IoU in [0, 1], object in 0..M-1 or -1, label; n <= N, entries of absent classes and boxes
@@ -102,14 +109,14 @@ def match(image_entries: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> Float32
     """
     samples = np.empty((0, 4), dtype=np.float32)
     if len(image_entries) and len(gt_boxes):
-        same_class = gt_labels[:, None] == image_entries[None, :, 5]
+        same_class = gt_labels[:, None] == image_entries[None, :, -1]
         comparable = same_class.any(0) & image_entries.isfinite().all(1)
         rows = image_entries[comparable]
         if len(rows):
-            iou = pairwise_iou(gt_boxes, rows[:, :4]).masked_fill(~same_class[:, comparable], -1.0)
+            iou = overlap(gt_boxes, rows[:, :-2]).masked_fill(~same_class[:, comparable], -1.0)
             best, index = iou.max(0)
             index = torch.where(best > 0, index, NO_OBJECT)
-            samples = torch.stack((rows[:, 4], best, index.float(), rows[:, 5]), 1).cpu().numpy()
+            samples = torch.stack((rows[:, -2], best, index.float(), rows[:, -1]), 1).cpu().numpy()
     return samples
 
 

@@ -1,18 +1,20 @@
 """Trainers of segmentation, pose and oriented boxes: `MLCTrainer`, over Ultralytics' trainer of the task.
 
 Each stands before upstream's trainer of its task in the order of bases, so everything that `MLCTrainer` does not do
-itself (targets, plots, validators) is that trainer's. Validation is upstream's own.
+itself (targets, plots) is that trainer's. Validation is upstream's, and measures divergence too.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ultralytics.models.yolo.obb import OBBTrainer, OBBValidator
-from ultralytics.models.yolo.pose import PoseTrainer, PoseValidator
-from ultralytics.models.yolo.segment import SegmentationTrainer, SegmentationValidator
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.models.yolo.obb import OBBTrainer
+from ultralytics.models.yolo.pose import PoseTrainer
+from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel
 
+from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
 from mlc_yolo.options.arguments import stock_only
 from mlc_yolo.training.oriented_criterion import build_oriented_criterion
 from mlc_yolo.training.task_criteria import build_task_criterion
@@ -23,10 +25,10 @@ class _TaskTrainer(MLCTrainer):
     """What these tasks share."""
 
     build_criterion = staticmethod(build_task_criterion)
-    validator_class: ClassVar[type[SegmentationValidator | PoseValidator | OBBValidator]]
+    validator_class: ClassVar[type[DetectionValidator]]
 
     def get_validator(self) -> Any:
-        """Return upstream's validator of the task, which takes upstream's arguments alone."""
+        """Return the validator of the task, which takes upstream's arguments alone."""
         settings = {"save_dir": self.save_dir, "args": stock_only(self.args), "_callbacks": self.callbacks}
         return self.validator_class(self.test_loader, **settings)
 
@@ -34,7 +36,7 @@ class _TaskTrainer(MLCTrainer):
 class MLCSegmentationTrainer(_TaskTrainer, SegmentationTrainer):
     """`SegmentationTrainer` whose assigner is chosen by options."""
 
-    validator_class = SegmentationValidator
+    validator_class = MLCSegmentationValidator
 
     def new_network(self, cfg: Any, *, verbose: bool) -> SegmentationModel:
         """Return the network of a YAML for the data's classes and channels."""
@@ -44,7 +46,7 @@ class MLCSegmentationTrainer(_TaskTrainer, SegmentationTrainer):
 class MLCPoseTrainer(_TaskTrainer, PoseTrainer):
     """`PoseTrainer` whose assigner is chosen by options."""
 
-    validator_class = PoseValidator
+    validator_class = MLCPoseValidator
 
     def _prepare(self, run: Any) -> dict[str, Any]:
         """Refuse as `MLCTrainer` does, and data without keypoints.
@@ -70,7 +72,7 @@ class MLCOrientedTrainer(_TaskTrainer, OBBTrainer):
     """`OBBTrainer` whose assigner is chosen by options."""
 
     build_criterion = staticmethod(build_oriented_criterion)
-    validator_class = OBBValidator
+    validator_class = MLCOrientedValidator
 
     def new_network(self, cfg: Any, *, verbose: bool) -> OBBModel:
         """Return the network of a YAML for the data's classes and channels."""

@@ -20,7 +20,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer, DetectionValidator
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.plotting import plot_results
 
-from mlc_yolo.evaluation.detection_metrics import PLOT_NAME, MLCMetrics
+from mlc_yolo.evaluation.detection_metrics import MLCMetrics
+from mlc_yolo.evaluation.divergence_rows import PLOT_NAME
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.metrics.coco import NAMES
 from mlc_yolo.metrics.divergence import IOU, SCORE
