@@ -24,6 +24,8 @@
 | `get_assigned_targets_and_loss` returns ((positive, _, boxes, _, _), losses, items) | criterion |
 | `assigner(scores, boxes, points, labels, goals, mask)` gives (_, _, soft targets, positive, slot) | criterion |
 | `BboxLoss` weighs a positive by the sum of its `target_scores` and divides by `target_scores_sum` | criterion |
+| `v8OBBLoss.loss` calls its `assigner` once; its items end with angle_loss; sides below 2 px are left out | oriented |
+| ... `bbox_decode(points, distances, angles)` gives (B, A, 5); `calculate_angle_loss` takes weights | oriented |
 | `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | heads, teachers |
 | `forward` calls `forward_head(x, **one2many)`, then `_inference`, which calls `_get_decode_boxes` | IoU-aware head |
 | `C3.forward` is cv3(cat(m(cv1(x)), cv2(x))) | stock rewrite |
@@ -33,6 +35,7 @@
 | `cfg/default.yaml` beside the package has a line `name: default # what it does` per argument | guide |
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
 | `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
+| validators of tasks call detection's `postprocess` for (n, 6 + E) rows, as "extra"; E is 1 for an angle | validators |
 | `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |
 | `Detect` in evaluation gives (decoded, raw), in training raw, by branch where there are two | semi, teachers |
 | `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |

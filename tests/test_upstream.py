@@ -32,14 +32,17 @@ from ultralytics.engine.results import Boxes, Results
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.engine.validator import BaseValidator
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer, DetectionValidator
+from ultralytics.models.yolo.obb import OBBValidator
+from ultralytics.models.yolo.pose import PoseValidator
+from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules.block import TorchVision
-from ultralytics.nn.modules.head import Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.modules.head import OBB, Detect
+from ultralytics.nn.tasks import DetectionModel, OBBModel
 from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.checks import check_suffix
-from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss
+from ultralytics.utils.loss import BboxLoss, E2ELoss, v8DetectionLoss, v8OBBLoss
 from ultralytics.utils.metrics import DetMetrics
 from ultralytics.utils.ops import scale_boxes
 from ultralytics.utils.torch_utils import ModelEMA, is_qat
@@ -125,6 +128,40 @@ def test_assigned_targets_come_as_positives_and_boxes() -> None:
     assert (labels.shape, goals.tolist(), mask.tolist()) == ((1, 1, 1), [[[16, 16, 48, 48]]], [[[1]]])
     assert torch.equal(chosen, positive) and slot.shape == (1, anchors) and (soft.sum(-1) > 0).sum() <= positive.sum()
     assert losses.shape == (3,) and list(items) == ["box_loss", "cls_loss", "dfl_loss"]
+
+
+def test_the_loss_of_oriented_boxes_assigns_once_and_leaves_out_thin_objects() -> None:
+    model = OBBModel("yolo11n-obb.yaml", nc=2, verbose=False).train()
+    model.args = DEFAULT_CFG
+    thin = torch.tensor([[0.5, 0.5, 0.5, 0.25, 0.3], [0.5, 0.5, 0.5, 1 / 64, 0.3]])
+    preds, batch = model(torch.zeros(1, 3, 64, 64)), {"batch_idx": torch.zeros(2), "cls": torch.zeros(2, 1)}
+    criterion, seen = v8OBBLoss(model), []
+    criterion.assigner.register_forward_hook(lambda module, inputs, assigned: seen.append((inputs, assigned)))
+    losses, items = criterion.loss(preds, {**batch, "bboxes": thin})
+    ((_, boxes, *_, goals, _), (_, _, _, positive, _)) = seen.pop()
+    assert goals.shape == (1, 1, 5) and positive.dtype == torch.bool and not seen
+    assert len(losses) == 4 and list(items) == ["box_loss", "cls_loss", "dfl_loss", "angle_loss"]
+    cells = torch.zeros(boxes.shape[1], 2)
+    rows_, angles = preds["boxes"].transpose(1, 2), preds["angle"].transpose(1, 2)
+    decoded = criterion.bbox_decode(cells, rows_, angles)
+    assert decoded.shape == boxes.shape and torch.equal(decoded[..., 4:], angles)
+    goal = decoded + torch.tensor([0, 0, 0, 0, 0.5])
+    chosen, one = torch.zeros_like(positive), torch.ones(1)
+    chosen[0, 0] = True
+    single = criterion.calculate_angle_loss(decoded, goal, chosen, one, torch.tensor(1.0))
+    torch.testing.assert_close(
+        criterion.calculate_angle_loss(decoded, goal, chosen, 3 * one, torch.tensor(2.0)), 1.5 * single
+    )
+
+
+def test_validators_of_tasks_take_detections_and_what_follows_them_from_detections_validator() -> None:
+    for kind in (SegmentationValidator, PoseValidator, OBBValidator):
+        assert "super().postprocess(preds" in inspect.getsource(kind.postprocess) and '"extra"' in inspect.getsource(
+            kind.postprocess
+        )
+        assert issubclass(kind, DetectionValidator)
+    head = OBB(2, ch=(16, 16, 16))
+    assert head.ne == 1
 
 
 def test_box_loss_weighs_by_target_scores_and_divides_by_their_sum() -> None:

@@ -3,7 +3,7 @@
 It is loaded by name (`python -m pytest -p upstream_suite.plugin`) where the tests were unpacked; see `run.py`.
 
 1. `ultralytics.YOLO` is `MLCYOLO` before a test module is imported; `detect.DetectionTrainer`, its validator and its
-   predictor are ours.
+   predictor are ours, and so are the trainers and validators of segmentation, pose and oriented boxes.
 2. `run` of the command line's tests starts `mlc-yolo`.
 3. Tests of other tasks and families are left out; `elsewhere` says why.
 4. A test that fails because it wanted a file from the network, or a package that is not installed, is reported as
@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-#: Files whose tests have no part in detection with one image source on one processor.
+#: Files whose tests have no part in boxes with one image source on one processor.
 OTHER_FILES = {
     "test_cuda.py": "needs a GPU",
     "test_rocm.py": "needs a GPU",
@@ -30,12 +30,10 @@ OTHER_FILES = {
     "test_ndjson_converter.py": "depth",
 }
 #: Other tasks and families, in a test's name, its parameters or its source.
-OTHER_NAMES = re.compile(
-    r"-cls|-sem\b|seg(ment)?\b|semantic|pose|obb|dota|classif|depth|rtdetr|sam\b|world|yoloe|kpts|mask|_26_|scale_coords"
-)
+OTHER_NAMES = re.compile(r"-cls|-sem\b|semantic|classif|depth|rtdetr|sam\b|world|yoloe|_26_")
 OTHER_CODE = re.compile(
-    r"yolo\w*-(seg|sem|pose|obb|cls|depth)|task=\"(segment|pose|obb|classify|semantic|depth)|\b(RTDETR|SAM|FastSAM|YOLOE|"
-    r"YOLOWorld|NAS|Classif\w+|Segment\w*|Pose\w*|Depth\w*|Semantic\w*|OBB)\b"
+    r"yoloe|yolo\w*-(sem|cls|depth)|task=\"(classify|semantic|depth)|\b(RTDETR|SAM|FastSAM|YOLOE|YOLOWorld|NAS|Classif\w+|"
+    r"Depth\w*|Semantic\w*)\b"
 )
 #: What upstream says where a download fails, and where it would install a package.
 NETWORK = re.compile(
@@ -47,12 +45,14 @@ PACKAGE = re.compile(r"(?:No module named|ModuleNotFoundError:[^\n]*|requirement
 def pytest_configure() -> None:
     """Put our classes in the place of theirs."""
     import ultralytics
-    from ultralytics.models.yolo import detect
+    from ultralytics.models.yolo import detect, obb, pose, segment
 
     from mlc_yolo import MLCYOLO
     from mlc_yolo.evaluation.predictor import MLCPredictor
+    from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
     from mlc_yolo.evaluation.validator import MLCValidator
     from mlc_yolo.training.semi_trainer import SemiTrainer
+    from mlc_yolo.training.task_trainers import MLCOrientedTrainer, MLCPoseTrainer, MLCSegmentationTrainer
 
     ultralytics.YOLO = MLCYOLO
     detect.DetectionTrainer, detect.DetectionValidator, detect.DetectionPredictor = (
@@ -60,6 +60,9 @@ def pytest_configure() -> None:
         MLCValidator,
         MLCPredictor,
     )
+    segment.SegmentationTrainer, segment.SegmentationValidator = MLCSegmentationTrainer, MLCSegmentationValidator
+    pose.PoseTrainer, pose.PoseValidator = MLCPoseTrainer, MLCPoseValidator
+    obb.OBBTrainer, obb.OBBValidator = MLCOrientedTrainer, MLCOrientedValidator
 
 
 def run_ours(command: str) -> None:
@@ -70,7 +73,7 @@ def run_ours(command: str) -> None:
 
 
 def elsewhere(item: pytest.Item) -> str | None:
-    """Return why a test has no part in detection; None where it has."""
+    """Return why a test has no part in detection and its sister tasks; None where it has."""
     if reason := OTHER_FILES.get(item.path.name):
         return reason
     parameters = getattr(getattr(item, "callspec", None), "params", {})
@@ -78,7 +81,7 @@ def elsewhere(item: pytest.Item) -> str | None:
         if OTHER_NAMES.search(text.lower()):
             return "another task or family"
     named = any(
-        re.search(r"yolo|detect|coco8\.", str(value)) for value in parameters.values()
+        re.search(r"yolo|detect|segment|pose|obb|coco8\.", str(value)) for value in parameters.values()
     )  # then the source is for all
     source = "" if named else inspect.getsource(item.function)  # type: ignore[attr-defined]
     return "another task or family" if OTHER_CODE.search(source) else None

@@ -1,4 +1,6 @@
-"""Runs Ultralytics' own tests of detection with `MLCYOLO` in the place of `YOLO`: `make upstream-tests`.
+"""Runs Ultralytics' own tests of everything with boxes, `MLCYOLO` in the place of `YOLO`: `make upstream-tests`.
+
+Those are detection, segmentation, pose and oriented boxes.
 
 1. The tests are taken from the source distribution of the installed version, below `build/`; none is copied into the
    project.
@@ -18,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Weights that the tests of detection open: name -> the model YAML, image channels.
+#: Weights that the tests open: name -> the model YAML, image channels.
 WEIGHTS = {
     "yolo26n.pt": ("yolo26n.yaml", 3),
     "yolo26s.pt": ("yolo26s.yaml", 3),
@@ -26,8 +28,15 @@ WEIGHTS = {
     "yolov8n.pt": ("yolov8n.yaml", 3),
     "yolo11n-grayscale.pt": ("yolo11n.yaml", 1),
     "path with spaces/yolo26n.pt": ("yolo26n.yaml", 3),
+    **{f"yolo26{size}-{task}.pt": (f"yolo26{size}-{task}.yaml", 3) for size in "ns" for task in ("seg", "pose", "obb")},
 }
-DATA_SETS = ("coco8", "coco8-grayscale", "coco8-multispectral")
+#: Data sets that the tests open, and the task whose labels each has.
+DATA_SETS = {
+    **dict.fromkeys(("coco8", "coco8-grayscale", "coco8-multispectral"), "detect"),
+    **{"coco8-seg": "segment", "coco8-pose": "pose", "dota8": "obb"},
+}
+#: Ending of a model's name -> its task, and the set whose classes it knows.
+TASKS = {"-seg": ("segment", "coco8-seg"), "-pose": ("pose", "coco8-pose"), "-obb": ("obb", "dota8")}
 #: Boxes of the two pictures that come with Ultralytics: class, then xywh in parts of the picture.
 LABELS = {
     "bus": "0 0.18 0.60 0.24 0.47\n0 0.34 0.58 0.15 0.42\n0 0.91 0.59 0.18 0.45\n5 0.50 0.46 0.98 0.47\n",
@@ -54,27 +63,44 @@ def unpack_tests(folder: Path, release: str) -> None:
     (folder / "pytest.ini").write_text("[pytest]\nmarkers = slow: as upstream marks them\n")
 
 
+def label_of(row: str, task: str) -> str | None:
+    """Return a box of `LABELS` as a row of a task's labels; None where the task's set has no such object."""
+    label, *numbers = row.split()
+    x, y, w, h = map(float, numbers)
+    corners = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2, x - w / 2, y + h / 2]
+    if task == "pose":
+        if label != "0":
+            return None
+        inside = [(x + w * (k % 3 - 1) / 4, y + h * (k // 3 - 3) / 8, 2) for k in range(17)]
+        return " ".join([row, *(f"{value:.4f}" for point in inside for value in point)])
+    values = [min(max(corner, 0.0), 1.0) for corner in corners]
+    number = str(int(label) % 15) if task == "obb" else label
+    return row if task == "detect" else " ".join([number, *(f"{value:.4f}" for value in values)])
+
+
 def make_stand_ins(folder: Path) -> None:
     """Make settings, weights and data sets below `folder`; the environment is set already."""
     import cv2
     import matplotlib
     import numpy as np
     import torch
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
     from ultralytics.utils import ASSETS, DEFAULT_CFG_DICT, SETTINGS, YAML
     from ultralytics.utils import ROOT as PACKAGE
 
     fonts = folder / "config" / "Ultralytics" / "Arial.ttf"
     fonts.write_bytes((Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf").read_bytes())
     SETTINGS.update({f"{name}_dir": str(folder / name) for name in ("weights", "datasets", "runs")})
-    names = YAML.load(PACKAGE / "cfg" / "datasets" / "coco8.yaml")["names"]
+    kinds = {"detect": DetectionModel, "segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
     for file, (config, channels) in WEIGHTS.items():
         path = folder / "weights" / file
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        model = DetectionModel(config, ch=channels, nc=len(names), verbose=False)
-        model.names, model.task = dict(names), "detect"
-        model.args = {**DEFAULT_CFG_DICT, "model": file, "task": "detect"}
+        task, known = next((TASKS[end] for end in TASKS if f"{end}." in config), ("detect", "coco8"))
+        names = YAML.load(PACKAGE / "cfg" / "datasets" / f"{known}.yaml")["names"]
+        model = kinds[task](config, ch=channels, nc=len(names), verbose=False)
+        model.names, model.task = dict(names), task
+        model.args = {**DEFAULT_CFG_DICT, "model": file, "task": task}
         head = model.model[-1]
         for branch in (head.cv3, getattr(head, "one2one_cv3", None) or []):
             for layers in branch:  # as built, no score reaches the threshold
@@ -83,7 +109,7 @@ def make_stand_ins(folder: Path) -> None:
                 layers[-1].bias.data[0] = 1.0  # people, of whom the tests expect some
         release = version("ultralytics")
         torch.save({"model": model.half(), "train_args": model.args, "version": release, "epoch": -1}, path)
-    for name in DATA_SETS:
+    for name, task in DATA_SETS.items():
         for split in ("train", "val"):
             images, labels = (folder / "datasets" / name / kind / split for kind in ("images", "labels"))
             images.mkdir(parents=True, exist_ok=True)
@@ -96,7 +122,8 @@ def make_stand_ins(folder: Path) -> None:
                     cv2.imwritemulti(str(target), [np.ascontiguousarray(picture[..., i % 3]) for i in range(10)])
                 else:
                     cv2.imwrite(str(target), picture)
-                (labels / f"{number}.txt").write_text(LABELS[stem])
+                rows = [label_of(row, task) for row in LABELS[stem].splitlines()]
+                (labels / f"{number}.txt").write_text("".join(f"{row}\n" for row in rows if row))
 
 
 def main(arguments: list[str]) -> int:
