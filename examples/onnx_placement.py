@@ -19,7 +19,7 @@ output = session.run(None, {"images": photo[None].astype(np.float32) / 255})[0] 
 boxes, scores, placement = np.split(output[0].T, (4, 4 + len(names)), 1)  # centre x, y, width, height in input px
 boxes[:, :2] -= boxes[:, 2:] / 2  # the upper left corner, as OpenCV has it
 kept = cv2.dnn.NMSBoxes(boxes, scores.max(1), 0.25, 0.7)
-print(f"{len(kept)} detections with a score of 0.25 or more")
+print(f"detections with a score of 0.25 or more: {len(kept)}")
 for i in kept:  # of anchor i: a box, K scores, E channels of placement
     known = ", ".join(f"{name} {value:.2f}" for name, value in zip(channels, placement[i], strict=True))
     print(f"{names[scores[i].argmax()]} {scores[i].max():.2f} at {boxes[i].round(1)}: {known}")

@@ -153,7 +153,7 @@ def test_the_example_says_how_well_boxes_sit_with_onnxruntime_alone(opened: Any,
     cv2.imwrite(str(tmp_path / "photo.png"), photograph())
     command = [sys.executable, str(EXAMPLE), file, str(tmp_path / "photo.png")]
     said, *lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
-    assert said == f"{len(lines)} detections with a score of 0.25 or more"
+    assert said == f"detections with a score of 0.25 or more: {len(lines)}"
     assert len(lines) > 3
     assert all(line.split()[0] in {"square", "disc", "cross"} and ": iou 0." in line for line in lines)
     assert all(f", {name} " in line for name in SIGMAS for line in lines)
