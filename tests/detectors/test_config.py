@@ -38,7 +38,9 @@ def test_every_bundled_yaml_builds_the_detector_of_its_name(name: str) -> None:
     assert bool(output.isfinite().all())
 
 
-@pytest.mark.parametrize("backbone", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])
+@pytest.mark.parametrize(
+    "backbone", ["resnet34", "resnext50_32x4d", pytest.param("wide_resnet50_2", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", ["retinanet-r50-fpn.yaml", "rpn-r50-fpn.yaml"])
 def test_another_backbone_takes_one_word(name: str, backbone: str, tmp_path: Path) -> None:
     bundled_yaml = find_config(name)

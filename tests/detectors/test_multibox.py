@@ -488,6 +488,7 @@ def _assembled(kind: str, quality: str) -> nn.Sequential:
     return model.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "quality"), [("pafpn", "none"), ("rfbnet", "iou")])
 def test_onnx_gives_the_same_detections(kind: str, quality: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")

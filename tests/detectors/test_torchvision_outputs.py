@@ -86,7 +86,9 @@ def test_priors_are_torchvisions_anchors(kind: str, size: tuple[int, int]) -> No
     torch.testing.assert_close(priors.points, (anchors[0][:, :2] + anchors[0][:, 2:]) / 2, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("suppressed", [False, True], ids=["before_nms", "after_nms"])
+@pytest.mark.parametrize(
+    "suppressed", [pytest.param(False, marks=pytest.mark.slow), True], ids=["before_nms", "after_nms"]
+)
 @each_size
 @each_kind
 def test_boxes_scores_and_labels_are_torchvisions(kind: str, size: tuple[int, int], suppressed: bool) -> None:

@@ -133,8 +133,13 @@ def test_fcos_keeps_its_centerness_unless_another_layer_is_asked_for(
     assert any("cv_iou" in name for name in ours.state_dict()) == (given == "iou")
 
 
-@pytest.mark.parametrize(("name", "build"), [("resnet18", resnet18), ("resnet50", resnet50)])
-@pytest.mark.parametrize("kind", ["retinanet", "fcos", "rpn"])
+@pytest.mark.parametrize(
+    ("kind", "name", "build"),
+    [
+        *((kind, "resnet18", resnet18) for kind in ("retinanet", "fcos", "rpn")),
+        pytest.param("retinanet", "resnet50", resnet50, marks=pytest.mark.slow),
+    ],
+)
 def test_an_imagenet_backbone_loads_and_is_frozen(kind: str, name: str, build: Any, tmp_path: Path) -> None:
     net = build(weights=None).eval()
     nn.init.uniform_(net.layer1[0].bn1.running_var, 0.5, 2)

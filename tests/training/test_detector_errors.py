@@ -8,15 +8,18 @@ from typing import Any
 import pytest
 import torch
 from detector_runs import TINY, detector_yaml
+from nets import SMALL
 from torchvision.models import resnet18
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.figures.assignments import draw_assignments
 from mlc_yolo.heads.iou_aware import add_iou_channel
 
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
+
 
 def _model(kind: str, folder: Path) -> MLCYOLO:
-    return MLCYOLO("yolo11n.yaml" if kind == "yolo" else detector_yaml(folder, kind))
+    return MLCYOLO(SMALL if kind == "yolo" else detector_yaml(folder, kind))
 
 
 def _checkpoint(kind: str, folder: Path) -> Path:
@@ -93,7 +96,7 @@ def test_torchvision_weights_are_for_fresh_detectors_they_fit(tiny_data: Path, r
     options = {**TINY, "data": str(tiny_data), "project": str(run_dir), "pretrained": str(tmp_path / "resnet18.pth")}
     deeper = detector_yaml(tmp_path, "retinanet", backbone="resnet50")
     for model, message in (
-        (MLCYOLO("yolo11n.yaml"), "holds torchvision weights"),
+        (MLCYOLO(SMALL), "holds torchvision weights"),
         (MLCYOLO(_checkpoint("fcos", tmp_path)), "this model has weights"),
         (MLCYOLO(deeper), "does not fit backbone=resnet50"),
     ):
@@ -154,6 +157,6 @@ def test_a_detector_is_tuned(tiny_data: Path, run_dir: Path, tmp_path: Path) -> 
         name="tune",
         assigner="mlc",
         quality="none",
-        **{**TINY, "epochs": 2, "optimizer": "AdamW"},
+        **{**TINY, "epochs": 1, "val": False, "optimizer": "AdamW"},
     )
     assert list(run_dir.rglob("best_hyperparameters.yaml"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from nets import SMALL
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG
 
@@ -21,6 +22,8 @@ from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.yolo_criterion import build_criterion
+
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
 
 OBJECTS = torch.tensor([[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], [1, 1, 0.5, 0.5, 0.9, 0.9]])
 
@@ -69,7 +72,7 @@ def _learner(assigner: str) -> tuple[Any, Any]:
 
 
 def _yolo(assigner: str) -> tuple[Any, Any]:
-    model: Any = DetectionModel("yolo11n.yaml", nc=3, verbose=False).eval()  # batch statistics are each rank's own
+    model: Any = DetectionModel(SMALL, nc=3, verbose=False).eval()  # batch statistics are each rank's own
     model.args = DEFAULT_CFG
     add_iou_channel(model.model[-1])
     main = build_assigner(assigner, options.settle(options.defaults()))

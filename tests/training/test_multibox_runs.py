@@ -25,23 +25,17 @@ from mlc_yolo.options import specification as options
 from mlc_yolo.resources import resource_dir
 from mlc_yolo.training.detector_criterion import DetectorLoss
 
-#: Each model and the task that its run guides, so that every choice trains on both backbones.
-RUNS = {
-    "fssd-r18": "both",
-    "retinanet-fssd-r18": "l2c",
-    "pafpn-r18": "c2l",
-    "fssd-vgg16": "both",
-    "retinanet-fssd-vgg16": "l2c",
-    "rfbnet-vgg16": "c2l",
-    "pafpn-vgg16": "both",
-}
+#: A model of each pyramid, and the task that its run guides.
+RUNS = {"fssd-r18": "both", "retinanet-fssd-vgg16": "l2c", "rfbnet-vgg16": "c2l", "pafpn-r18": "both"}
 ASSIGNERS = [
     {"assigner": "max_iou"},
     *({"assigner": "mutual_guidance", "mg_tasks": tasks} for tasks in ("both", "l2c", "c2l")),
 ]
-#: Models and levels: four and five on every pyramid.
-LEVELS = [*((name, 4) for name in RUNS if "vgg16" in name), *((name, 5) for name in RUNS if "r18" in name)]
-LEVELS.append(("rfbnet-vgg16", 5))
+#: Every bundled model; four and five levels on every pyramid.
+LEVELS = [(f"{pyramid}-vgg16", 4) for pyramid in ("fssd", "retinanet-fssd", "rfbnet", "pafpn")]
+LEVELS += [("rfbnet-vgg16", 5), *((f"{pyramid}-r18", 5) for pyramid in ("fssd", "retinanet-fssd", "pafpn"))]
+#: Those that are exported: each pyramid, and both numbers.
+EXPORTED = [("fssd-vgg16", 4), ("retinanet-fssd-r18", 5), ("rfbnet-vgg16", 5), ("pafpn-vgg16", 4)]
 # Measured at most: 1.3e-5 in scores and 1.3e-3 px in boxes.
 SCORE, PIXELS = 1e-4, 1e-2
 STILL = dict.fromkeys(("mosaic", "fliplr", "hsv_h", "hsv_s", "hsv_v", "translate", "scale"), 0.0)
@@ -50,7 +44,11 @@ SIZE = (96, 160)
 OBJECTS = torch.tensor([[0, 0, 0.3, 0.4, 0.4, 0.5], [0, 2, 0.7, 0.6, 0.3, 0.6], [0, 1, 0.5, 0.5, 0.9, 0.9]])
 BATCH = {"batch_idx": OBJECTS[:, 0], "cls": OBJECTS[:, 1:2], "bboxes": OBJECTS[:, 2:]}
 
-each_model = pytest.mark.parametrize("name", RUNS)
+pytestmark = pytest.mark.usefixtures("narrow_backbones")
+
+
+def _said(chosen: tuple[str, int]) -> str:
+    return f"{chosen[0]}-{chosen[1]}"
 
 
 def _small(name: str, **keys: Any) -> dict[str, Any]:
@@ -65,8 +63,8 @@ def _write(folder: Path, name: str, **keys: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=LEVELS, ids=lambda chosen: f"{chosen[0]}-{chosen[1]}")
-def lively(request: pytest.FixtureRequest) -> DetectorModel:
+@pytest.fixture(scope="module", params=LEVELS, ids=_said)
+def lively(request: pytest.FixtureRequest, narrow_backbones: None) -> DetectorModel:
     """Each model, untrained, with normalised features and with outputs that vary over anchors."""
     name, levels = request.param
     torch.manual_seed(0)
@@ -104,11 +102,12 @@ def _photograph() -> np.ndarray:
 
 def test_every_bundled_multibox_model_is_run_here() -> None:
     kinds = {path.removesuffix(".yaml"): (find_config(path) or {})["detector"] for path in bundled()}
-    assert {name for name, kind in kinds.items() if kind in PYRAMIDS} == RUNS.keys()
+    assert {name for name, kind in kinds.items() if kind in PYRAMIDS} == {name for name, _ in LEVELS}
+    assert {kinds[name] for name in RUNS} == {kinds[name] for name, _ in EXPORTED} == set(PYRAMIDS)
 
 
 @pytest.mark.slow
-@each_model
+@pytest.mark.parametrize("name", RUNS)
 def test_a_model_trains_resumes_validates_and_predicts(name: str, tiny_data: Path, run_dir: Path) -> None:
     """The first epoch trains by static matching, the second by Mutual Guidance; one image has no object."""
     chosen = {**STILL, "epochs": 2, "assigner": "mutual_guidance", "assigner_warmup": 1, "mg_tasks": RUNS[name]}
@@ -143,7 +142,7 @@ def test_a_model_trains_resumes_validates_and_predicts(name: str, tiny_data: Pat
 
 @pytest.mark.slow
 def test_the_resumed_epoch_is_that_of_a_run_without_interruption(tiny_data: Path, run_dir: Path) -> None:
-    chosen = {**STILL, "epochs": 2, "assigner": "mutual_guidance", "assigner_warmup": 1}
+    chosen = {**STILL, "val": False, "epochs": 2, "assigner": "mutual_guidance", "assigner_warmup": 1}
     path = _write(run_dir, "fssd-r18", levels=5)
     train(path, tiny_data, run_dir / "whole", **chosen)
     model = MLCYOLO(path)
@@ -179,7 +178,7 @@ def test_every_assigner_trains_what_it_assigns_and_nothing_else(lively: Detector
 @pytest.mark.slow
 def test_half_precision_detects_and_trains_as_single_does(lively: DetectorModel) -> None:
     images = image(*SIZE, count=2)
-    criterion = _criterion(lively, assigner="mutual_guidance")
+    criterion = _criterion(lively, assigner="max_iou")  # by boxes alone: rounding moves no anchor to another object
     with torch.no_grad():
         detections, raw = lively(images)
         losses = criterion(raw, BATCH)[0]
@@ -196,7 +195,7 @@ def test_half_precision_detects_and_trains_as_single_does(lively: DetectorModel)
         assert found.dtype == torch.float32 and found.shape == detections.shape
         error = (got["scores"].float().sigmoid() - raw["scores"].sigmoid()).abs()
         assert float(error.mean()) < tolerance * spread
-    torch.testing.assert_close(rough_losses, losses, rtol=0.05, atol=0)
+    torch.testing.assert_close(rough_losses, losses, rtol=0.07, atol=0)  # measured at most: 0.035
 
     learner = copy.deepcopy(lively).train()
     with torch.autocast("cpu", torch.bfloat16):
@@ -206,6 +205,7 @@ def test_half_precision_detects_and_trains_as_single_does(lively: DetectorModel)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lively", EXPORTED, indirect=True, ids=_said)
 def test_exports_detect_what_pytorch_detects(lively: DetectorModel, tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"model": lively, "train_args": {"task": "detect", "imgsz": list(SIZE)}}, path)

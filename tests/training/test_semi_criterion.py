@@ -288,6 +288,7 @@ def _first(raw: dict[str, Any]) -> dict[str, Any]:
 # Precision ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11", "fcos"])
 def test_half_precision_gives_about_the_same_terms(name: str) -> None:
     # Large enough for several cells on the coarsest level at half the scale: on a CPU torch's bfloat16 convolution over

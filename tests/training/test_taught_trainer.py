@@ -96,6 +96,7 @@ def test_an_exported_detector_teaches(tiny_data: Path, run_dir: Path, tmp_path: 
     assert list(best[TEACHERS]) == [file]
 
 
+@pytest.mark.slow
 def test_a_weight_of_zero_asks_no_teacher(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
     teacher = saved(detector("yolov8"), tmp_path / "teacher.pt")
     options = {**STOCK, "epochs": 1, "val": False}
