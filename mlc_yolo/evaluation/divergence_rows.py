@@ -82,17 +82,20 @@ class DivergenceRows(DetMetrics):
 
     def class_result(self, i: int) -> tuple[float, ...]:
         """Return the row of the i-th class that has objects: upstream's numbers, then the two coefficients."""
-        return (*super().class_result(i), *self._class_spearman(i))
+        return (*super().class_result(i), *self._class_spearman(i, self.divergence))
 
     def summary(self, normalize: bool = True, decimals: int = 5) -> list[dict[str, Any]]:
         """Return upstream's per-class rows with the two coefficients added."""
         rows: list[dict[str, Any]] = super().summary(normalize, decimals)
         for i, row in enumerate(rows):
-            row["Spearman"], row["Spearman-pooled"] = (round(value, decimals) for value in self._class_spearman(i))
+            row["Spearman"], row["Spearman-pooled"] = (
+                round(value, decimals) for value in self._class_spearman(i, self.divergence)
+            )
         return rows
 
-    def _class_spearman(self, i: int) -> tuple[float, float]:
-        if self.divergence is None:
+    def _class_spearman(self, i: int, measured: Divergence | None) -> tuple[float, float]:
+        """Return the two coefficients of the i-th class that has objects; nan before a validation."""
+        if measured is None:
             return float("nan"), float("nan")
         label = self.ap_class_index[i]
-        return float(self.divergence.per_object_by_class[label]), float(self.divergence.pooled_by_class[label])
+        return float(measured.per_object_by_class[label]), float(measured.pooled_by_class[label])

@@ -59,16 +59,24 @@ def _watching(task: str, seen: list[tuple[Any, ...]]) -> type:
             return super().postprocess(preds)
 
         def _process_batch(self, preds: Any, batch: Any) -> Any:
-            seen.append((self.images.pop(0), batch["bboxes"].clone(), batch["cls"].clone()))
+            keypoints = batch["keypoints"].clone() if task == "pose" else None
+            seen.append((self.images.pop(0), batch["bboxes"].clone(), batch["cls"].clone(), keypoints))
             return super()._process_batch(preds, batch)
 
     return Watching
 
 
+def _similarity(found: torch.Tensor, truth: torch.Tensor, box: torch.Tensor) -> float:
+    """COCO's similarity of the set's two keypoints: exp(-distance^2 / (8 sigma^2 area)), sigma 1/2, area 0.53 * box."""
+    area = float((box[2] - box[0]) * (box[3] - box[1])) * 0.53
+    distances = (found.reshape(2, -1)[:, :2] - truth[:, :2]).double().square().sum(1)
+    return float((-distances / (8 * 0.25 * area)).exp().mean())
+
+
 def _by_hand(seen: list[tuple[Any, ...]], task: str, *, final: bool) -> tuple[float, float]:
     """Mean Spearman per object, and pooled, one entry after the other."""
     pooled, per_object = [], []
-    for output, objects, labels in seen:
+    for output, objects, labels, keypoints in seen:
         rows = [
             (score, label, row)
             for row in (output if final else output.T)
@@ -79,7 +87,10 @@ def _by_hand(seen: list[tuple[Any, ...]], task: str, *, final: bool) -> tuple[fl
             mine = [m for m in range(len(objects)) if int(labels[m]) == label]
             if score <= 0.05 or not mine:
                 continue
-            if task == "obb":
+            if task == "keypoints":
+                found = row[6:]
+                overlap = torch.tensor([_similarity(found, keypoints[m], objects[m]) for m in mine])
+            elif task == "obb":
                 overlap = batch_probiou(objects[mine], torch.cat((row[:4], row[-1:]))[None])[:, 0].clamp(min=0)
             else:
                 overlap = box_iou(objects[mine], row[None, :4] if final else xywh2xyxy(row[None, :4]))[:, 0]
@@ -112,10 +123,30 @@ def test_divergence_of_boxes_is_what_one_box_after_the_other_gives(
         per_object, abs=1e-3, nan_ok=bool(options)
     )  # few final boxes meet an object
     assert found[POOLED] == pytest.approx(pooled, abs=1e-3) and abs(pooled) < 1
+    if task == "pose":
+        per_object, pooled = _by_hand(seen, "keypoints", final=bool(options))
+        assert found["metrics/spearman(P)"] == pytest.approx(per_object, abs=1e-3) and abs(per_object) < 1
+        assert found["metrics/spearman_pooled(P)"] == pytest.approx(pooled, abs=1e-3)
     label = metrics.ap_class_index[0]
     expected = (metrics.divergence.per_object_by_class[label], metrics.divergence.pooled_by_class[label])
-    np.testing.assert_equal(metrics.class_result(0)[-2:], expected)
+    row = metrics.class_result(0)
+    np.testing.assert_equal(row[-4:-2] if task == "pose" else row[-2:], expected)
+    assert len(row) == len(metrics.keys)
     assert len(metrics.keys) == len(metrics.mean_results()) and "Spearman" in metrics.summary()[0]
     stock = YOLO(checkpoint(task, family)).val(**common).results_dict
     assert list(found)[: len(stock) - 1] == list(stock)[:-1]
     assert {name: found[name] for name in stock} == stock  # upstream's numbers are untouched
+
+
+def test_objects_without_labelled_keypoints_are_not_compared_by_them(
+    checkpoint: Callable[[str, int], Path], tmp_path: Path, run_dir: Path
+) -> None:
+    data = write_set(tmp_path, "pose")
+    for file in (data.parent / "labels").glob("*.txt"):
+        rows = [row.split() for row in file.read_text().splitlines()]
+        hidden = [" ".join([*row[:5], *["0"] * 6]) for row in rows]
+        file.write_text("".join(f"{row}\n" for row in hidden))
+    common = {**SMALL, "data": str(data), "project": str(run_dir), "exist_ok": True}
+    metrics = MLCYOLO(checkpoint("pose", 11)).val(**common)
+    assert np.isnan(metrics.results_dict["metrics/spearman_pooled(P)"])
+    assert np.isfinite(metrics.results_dict[POOLED])
