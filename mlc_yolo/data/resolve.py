@@ -23,6 +23,7 @@ import yaml
 from mlc_yolo import whole_files
 from mlc_yolo.data.data_yaml import SPLITS, check_settings, image_paths
 from mlc_yolo.data.demo_set import scenes
+from mlc_yolo.data.demo_set.labels import KEYPOINTS
 from mlc_yolo.resources import resource_dir
 
 DEFAULT = "demo.yaml"
@@ -247,9 +248,14 @@ def generated(spec: scenes.DemoSpec) -> Path:
     Raises:
         OSError: the cache folder cannot be written.
     """
-    version = json.dumps([scenes.VERSION, asdict(spec)], sort_keys=True)
+    fields = asdict(spec)
+    if spec.task == "detect":
+        del fields["task"]  # as before there were others: drawn sets keep their folders
+    version = json.dumps([scenes.VERSION, fields], sort_keys=True)
     target = cache_dir() / f"demo-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
     config = {"path": str(target), "train": "images/train", "val": "images/val", "names": dict(enumerate(spec.names))}
+    if spec.task == "pose":
+        config |= {"kpt_shape": list(KEYPOINTS), "flip_idx": list(range(KEYPOINTS[0]))}
     text = yaml.safe_dump(config, sort_keys=False)
     if not _complete(target, text):
         try:

@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from mlc_yolo.data.demo_set.labels import ROWS
 from mlc_yolo.data.demo_set.sprites import (
     GLYPHS,
     Floats,
@@ -54,6 +55,7 @@ class DemoSpec:
         train_images: images of the training split, at least 1.
         val_images: images of the validation split, at least 1.
         imgsz: side of the square images in px, at least 64.
+        task: what is labelled, a key of `labels.ROWS`; the pictures are the same.
 
     Raises:
         ValueError: a parameter outside its domain, named with what was expected.
@@ -64,8 +66,11 @@ class DemoSpec:
     train_images: int = 320
     val_images: int = 60
     imgsz: int = 320
+    task: str = "detect"
 
     def __post_init__(self) -> None:
+        if self.task not in ROWS:
+            raise ValueError(f"task of a demo set is one of {', '.join(ROWS)}; got {self.task!r}.")
         unknown = [name for name in self.names if name not in GLYPHS]
         if unknown or not self.names or len(set(self.names)) < len(self.names):
             raise ValueError(f"names of a demo set are different ones of {', '.join(GLYPHS)}; got {list(self.names)}.")
@@ -83,16 +88,20 @@ class Scene:
         image: (H, W, 3) uint8, BGR.
         labels: (M,) int64 in [0, K).
         boxes: (M, 4) float64, xyxy in px, within the image; edges lie between pixels, so a box of one pixel has side 1.
+        silhouettes: (M, H, W) bool, an object's pixels in the image, hidden ones included.
+        badges: (M, H, W) bool, those of its badge.
     """
 
     image: Image
     labels: npt.NDArray[np.int64]
     boxes: Floats
+    silhouettes: npt.NDArray[np.bool_]
+    badges: npt.NDArray[np.bool_]
 
 
 @dataclass
 class _Painted:
-    """An object on the canvas with the pixels of it that can still be seen."""
+    """An object on the canvas with all of its pixels, and those that can still be seen."""
 
     label: int
     box: Floats
@@ -100,6 +109,9 @@ class _Painted:
     badge_area: int
     visible: npt.NDArray[np.bool_]
     badge: npt.NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        self.whole, self.whole_badge = self.visible.copy(), self.badge.copy()
 
     def survives(self, cover: npt.NDArray[np.bool_], there: tuple[slice, slice]) -> bool:
         """Whether enough can still be seen once the pixels `cover` of the window `there` are hidden."""
@@ -164,7 +176,12 @@ class Canvas:
         """The image so far with its GT, in the order of painting."""
         labels = np.array([item.label for item in self.objects], np.int64)
         boxes = np.array([item.box for item in self.objects], float).reshape(-1, 4)
-        return Scene(self.image, labels, boxes)
+        shape = (-1, *self.image.shape[:2])
+        silhouettes, badges = (
+            np.array(masks, bool).reshape(shape)
+            for masks in ([item.whole for item in self.objects], [item.whole_badge for item in self.objects])
+        )
+        return Scene(self.image, labels, boxes, silhouettes, badges)
 
 
 def draw_scene(spec: DemoSpec, split: str, index: int) -> Scene:
@@ -215,10 +232,7 @@ def write_demo(spec: DemoSpec, folder: Path) -> None:
             done, data = cv2.imencode(".jpg", scene.image, [cv2.IMWRITE_JPEG_QUALITY, 90])
             assert done
             (images / f"{index:04d}.jpg").write_bytes(data.tobytes())
-            middle, extent = (scene.boxes[:, :2] + scene.boxes[:, 2:]) / 2, scene.boxes[:, 2:] - scene.boxes[:, :2]
-            rows = np.concatenate([middle, extent], 1) / spec.imgsz
-            text = [
-                f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
-                for label, (x, y, w, h) in zip(scene.labels, rows, strict=True)
-            ]
+            objects = zip(scene.labels, scene.boxes, scene.silhouettes, scene.badges, strict=True)
+            row = ROWS[spec.task]
+            text = [f"{label} {row(box, whole, badge, spec.imgsz)}\n" for label, box, whole, badge in objects]
             (labels / f"{index:04d}.txt").write_text("".join(text), encoding="ascii")
