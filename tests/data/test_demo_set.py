@@ -383,7 +383,7 @@ def test_a_copy_of_the_yaml_with_other_numbers_is_a_set_of_its_own(specs: list[D
     ("changes", "message"),
     [
         ({"generator": "dmeo"}, "only generator is 'demo'; got 'dmeo'"),
-        ({"sede": 1}, "takes imgsz, seed, train_images, val_images, names and nc; got .'sede'"),
+        ({"sede": 1}, "takes imgsz, seed, task, train_images, val_images, names and nc; got .'sede'"),
         ({"seed": -1}, "seed .* at least 0; got -1"),
         ({"names": ["dog"]}, "got .'dog'"),
         ({"names": {1: "dot", 2: "ring"}}, "numbered 0..1"),
