@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,7 +30,7 @@ def _model(*, end2end: bool = False) -> Any:
     head = [[content["head"][-1][0], 1, "OBB26" if end2end else "OBB", ["nc", 1]]]
     torch.manual_seed(0)
     model = OBBModel({**content, **newer, "head": head}, nc=3, verbose=False)
-    model.args = DEFAULT_CFG
+    model.args = SimpleNamespace(**{**vars(DEFAULT_CFG), "angle": 2.5})  # by default 1, which shows nothing
     return model.train()
 
 
