@@ -110,6 +110,8 @@ def test_what_is_between_two_best_epochs_holds_what_upstream_writes(tiny_data: P
     assert other["optimizer"]["state"].keys() == best["optimizer"]["state"].keys() != set()
     average = trainer.ema.ema.state_dict()
     assert all(value.equal(average[name]) for name, value in other["ema"].state_dict().items())
+    ended = torch.load(trainer.best, weights_only=False)
+    assert ended["epoch"] == -1 and ended["train_results"]["epoch"] == [1, 2], "of the whole run, not until its best"
 
 
 def test_a_checkpoint_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,10 +47,18 @@ def test_wrong_options_are_named_and_touch_no_file(
     assert not list(run_dir.iterdir())
 
 
-@pytest.mark.parametrize("options", [{"assigner": "mlc"}, {"iou_head": True}, {"assigner": lambda *a: None}])
-def test_a_model_of_oriented_boxes_refuses_our_options(options: dict[str, Any], tiny_data: Path, run_dir: Path) -> None:
-    model = MLCYOLO("yolo11n-obb.yaml")
-    with pytest.raises(ValueError, match="obb model"):
+@pytest.mark.parametrize(
+    ("name", "task", "options"),
+    [
+        *(("cls", "classify", options) for options in ({"assigner": "mlc"}, {"assigner": lambda *a: None})),
+        *((name, task, {"iou_head": True}) for name, task in (("cls", "classify"), ("obb", "obb"))),
+    ],
+)
+def test_a_model_of_a_task_that_an_option_is_not_for_refuses_it(
+    name: str, task: str, options: dict[str, Any], tiny_data: Path, run_dir: Path
+) -> None:
+    model = MLCYOLO(f"yolo11n-{name}.yaml")
+    with pytest.raises(ValueError, match=f"{task} model"):
         model.train(data=str(tiny_data), project=str(run_dir), **TINY, **options)
     assert not list(run_dir.iterdir())
 
