@@ -521,7 +521,6 @@ def test_tasks_run_at_once_as_many_as_there_are_jobs(tasks: Any, tmp_path: Path)
     assert [status for _, status in ended] == [0, 0]
 
 
-@pytest.mark.slow
 def test_when_nobody_listens_any_more_tasks_and_their_children_are_killed(tasks: Any) -> None:
     (task,) = tasks(a=_LIVE_ON)
     listening = run_local([task], devices=["cpu"], jobs=1)
@@ -603,7 +602,6 @@ def test_without_ray_its_executor_says_how_to_get_it(tasks: Any, monkeypatch: py
 # Trainings ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_records_hold_what_the_validation_judges(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
     place = {"data": str(tiny_data), "imgsz": 64, "project": str(run_dir), "device": "cpu", "workers": 0}
@@ -720,7 +718,6 @@ def test_voting_is_a_variant_like_any_other_and_its_gaps_are_told(
     assert rows[Repair.INSIDE.value]["variant"] == "vote=True" and Repair.INSIDE.value in page
 
 
-@pytest.mark.slow
 def test_a_training_that_had_ended_is_only_validated(run_dir: Path, tiny_data: Path) -> None:
     folder = run_dir / "cell"
     folder.mkdir()

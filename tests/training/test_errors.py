@@ -146,7 +146,6 @@ def test_labels_out_of_range_are_named_by_file(tmp_path: Path, run_dir: Path) ->
         MLCYOLO("yolo11n.yaml").train(data=str(data), project=str(run_dir), **TINY)
 
 
-@pytest.mark.slow
 # Some upstream versions average nothing where no label is.
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("label", ["", "0 0.5 0.5 0 0.4\n"])
