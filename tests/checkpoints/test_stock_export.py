@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nets import SMALL26
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn.modules import Detect
@@ -88,7 +89,8 @@ def test_log_odds_are_exact_for_extreme_logits(iou_aware: Make) -> None:
             product = a.sigmoid() * b.sigmoid()
             # log(p / (1 - p)), with 1 - p = sigmoid(-a) + sigmoid(a) sigmoid(-b) free of cancellation
             expected = (product / ((-a).sigmoid() + a.sigmoid() * (-b).sigmoid())).log()
-            logits = to_stock(model).model[-1].cv3[0](torch.zeros(1, 64, 2, 2))
+            features = torch.zeros(1, head.cv3[0][0].conv.in_channels, 2, 2)
+            logits = to_stock(model).model[-1].cv3[0](features)
             torch.testing.assert_close(logits, torch.full((1, 1, 2, 2), expected.item()), atol=1e-5, rtol=1e-6)
 
 
@@ -107,7 +109,7 @@ def test_a_model_without_rescoring_becomes_the_stock_architecture(iou_aware: Mak
     model = iou_aware("yolo26n", _image())
     set_rescore(model, False)
     stock = to_stock(model)
-    reference = DetectionModel("yolo26n.yaml", nc=3, verbose=False)
+    reference = DetectionModel(SMALL26, nc=3, verbose=False)
     assert stock.state_dict().keys() == reference.state_dict().keys()
     assert torch.equal(stock(_image())[0], model(_image())[0])
 
