@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
 
-from mlc_yolo.report.charts import WIDTH, tag
+from mlc_yolo.report.charts import HEIGHT, WIDTH, Frame, limits, svg, tag
 
 CSS = Path(__file__).resolve().parents[2] / "mlc_yolo" / "report" / "page.css"
 OWN = """
@@ -35,12 +37,13 @@ ROOMS = (
 )
 
 
-def standing(panels: Sequence[tuple[str, Markup]], description: str) -> Markup:
+def standing(panels: Sequence[tuple[str, Markup]], description: str, foot: Sequence[Markup] = ()) -> Markup:
     """Return charts side by side, each under its title, as one file.
 
     Args:
         panels: title and chart.
         description: what a reader who does not see the picture should know of it.
+        foot: what stands below the charts, in 24 units of height.
     """
     parts, deepest = [], 0.0
     for number, (title, chart) in enumerate(panels):
@@ -50,7 +53,41 @@ def standing(panels: Sequence[tuple[str, Markup]], description: str) -> Markup:
         parts.append(tag("text", title, x=left + 8, y=20, class_="head"))
         placed = str(chart).replace("<svg ", f'<svg x="{left}" y="26" width="{WIDTH}" height="{height:g}" ', 1)
         parts.append(Markup(placed))
-    return _file(len(panels) * (WIDTH + 16), deepest + 34, description, parts)
+    return _file(len(panels) * (WIDTH + 16), deepest + 34 + 24 * bool(foot), description, [*parts, *foot])
+
+
+def gains(table: Path) -> Markup:
+    """Return what each method gained in AP over the gap of ranking inside objects before it, a panel a method.
+
+    Args:
+        table: CSV of columns method, set, gap, gain (percent points) and others.
+    """
+    with open(table, encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    panels = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        gaps, gained = (np.array([float(row[name]) for row in own]) for name in ("gap", "gain"))
+        frame = Frame(limits(np.array([float(row["gap"]) for row in rows])), limits(gained, zero=True))
+        parts = [frame.axes("rank inside objects: gap before, AP", "gain, AP")]
+        parts.append(frame.line([frame.x[0], frame.x[1]], [0, 0], class_="zero"))
+        for row, x, y in zip(own, gaps, gained, strict=True):
+            parts.append(frame.dot(x, y, class_=f"dot s{sets.index(row['set']) + 1}"))
+        described = f"{method}: gains from {gained.min():+.1f} to {gained.max():+.1f} AP"
+        panels.append((f"{method}, {len(own)} pairs", svg(HEIGHT, described, parts)))
+    legend = [
+        part
+        for number, name in enumerate(sets)
+        for part in (
+            tag("circle", cx=24 + 110 * number, cy=HEIGHT + 44, r=4, class_=f"dot s{number + 1}"),
+            tag("text", name, x=33 + 110 * number, y=HEIGHT + 48),
+        )
+    ]
+    said = (
+        "What methods gained over the gap of ranking inside objects of the detector before: no line through the points"
+    )
+    return standing(panels, said, foot=legend)
 
 
 def seam() -> Markup:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from drawings import package_map, seam, standing
+from drawings import gains, package_map, seam, standing
 from markupsafe import Markup
 from PIL import Image
 
@@ -63,6 +63,7 @@ def main() -> None:
     weights = {name: comparison.folder / f"assigner={name},seed=0" / "weights" / "best.pt" for name in ("tal", "mlc")}
     _write("seam.svg", seam())
     _write("packages.svg", package_map())
+    _write("rank_inside.svg", gains(HERE / "rank_inside.csv"))
     _write("who_learns_what.png", _who_learns_what(MLCYOLO(weights["mlc"])))
     _write("score_against_iou.svg", _score_against_iou(comparison))
     _write("ladder.svg", _ladder(MLCYOLO(weights["tal"])))

@@ -90,8 +90,8 @@ def _ranking(diagnosis: Diagnosis) -> str:
     if gain.gain.high < WORTHWHILE:
         return f"{most}. That is little: look at the other mistakes first."
     return (
-        f"{most}: assigner=mlc, the IoU channel and voting can win a part of that. mlc-yolo compare shows whether "
-        "they do."
+        f"{most}: vote=True can win a part of that without training. Whether assigner=mlc or the IoU channel does is "
+        "what mlc-yolo compare shows."
     )
 
 
