@@ -360,6 +360,7 @@ def test_every_mode_is_made_to_fail() -> None:
     assert set(FAULTS) == set(MODES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", FAULTS)
 def test_a_fault_keeps_its_traceback_a_mistake_is_a_line_and_the_folder_comes_first(
     mode: str,
@@ -444,6 +445,7 @@ def test_what_is_trained_from_a_shell_is_validated_predicted_with_tracked_with_a
     assert "cannot be resumed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_row_is_reproduced_from_the_command_line(
     tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,6 +108,7 @@ def test_the_pure_core_does_not_import_ultralytics(path: Path) -> None:
     assert {name for name in _of(path) if name.split(".")[0] == "ultralytics"} == set()
 
 
+@pytest.mark.slow
 def test_running_the_pure_core_does_not_load_ultralytics() -> None:
     code = (
         "import importlib, sys\n"

@@ -59,6 +59,7 @@ MODES = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_processes")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_layer_of_ones_own_goes_through_with_permission_alone(

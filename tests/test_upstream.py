@@ -191,6 +191,7 @@ def test_fusing_leaves_the_branch_that_is_used_with_its_channel(end2end: bool) -
     torch.testing.assert_close(after[..., :4], before[..., :4], rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_loading_takes_every_tensor_that_agrees_and_unknown_yaml_keys_are_kept() -> None:
     source, target = _model(), _model()
     target.model[-1].extra = nn.Conv2d(1, 1, 1)
@@ -297,6 +298,7 @@ def test_a_loader_goes_on_with_one_iterator_whose_batches_can_be_passed_over() -
     assert orders[0][5:] == orders[1][:4] and sorted(itertools.chain(*orders[0][:3])) == numbers
 
 
+@pytest.mark.slow
 def test_the_images_mosaics_choose_from_are_a_list_that_loading_appends_to(watched: WatchedTrainer) -> None:
     dataset = watched.build_dataset(watched.data["train"], "train", 4)
     dataset.buffer.clear()
@@ -354,6 +356,7 @@ def test_a_pytorch_model_is_found_inside_the_backend() -> None:
     assert not any(isinstance(module, DetectionModel) for module in backend.modules())
 
 
+@pytest.mark.slow
 def test_what_a_callback_adds_to_an_exporters_metadata_is_read_back_from_the_file(tmp_path: Path) -> None:
     class Doubled(Detect):
         def _inference(self, x: dict[str, Any]) -> torch.Tensor:
@@ -526,6 +529,7 @@ def watched(tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Watche
     return trainer
 
 
+@pytest.mark.slow
 def test_a_run_is_made_ready_in_this_order_and_loaders_are_made_anew_where_memory_ran_out(
     watched: WatchedTrainer,
 ) -> None:

@@ -52,6 +52,7 @@ def test_every_file_that_asks_for_an_exact_class_is_listed() -> None:
     assert {"nn/tasks.py", "engine/exporter.py", "solutions/solutions.py", "utils/callbacks/base.py"} <= asked.keys()
 
 
+@pytest.mark.slow
 def test_these_are_all_the_questions_that_concern_detection() -> None:
     asked = [line for file in ("engine/exporter.py", "nn/tasks.py") for line in questions()[file]]
     parser = inspect.getsource(tasks.parse_model)

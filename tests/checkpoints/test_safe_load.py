@@ -364,6 +364,7 @@ def test_a_torchscript_archive_is_not_opened_as_a_checkpoint(tmp_path: Path) -> 
 # What loads -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["yolov8n", "yolo11n", "yolo12n", "yolo26n", "yolo11n-seg", "yolo11n-pose", "yolo11n-obb", "yolo11n-cls"]
 )

@@ -41,6 +41,7 @@ def test_an_iou_aware_model_comes_back_the_same(
     assert loaded.predict(IMAGE, verbose=False)[0].names == model.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
 def test_a_model_that_started_from_more_classes_comes_back_the_same(name: str, tmp_path: Path) -> None:
     model = DetectionModel(f"{name}.yaml", nc=3, verbose=False)
@@ -60,6 +61,7 @@ def test_how_a_model_ranks_comes_along(iou_aware: Callable[..., DetectionModel],
     assert loaded.yaml["mlc"] == model.yaml["mlc"] and torch.equal(outputs(loaded), outputs(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "rpn"])
 def test_a_ported_detector_comes_back_the_same(kind: str, tmp_path: Path) -> None:
     model = MLCYOLO(detector_yaml(tmp_path, kind))

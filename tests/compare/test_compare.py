@@ -212,6 +212,7 @@ def test_a_model_that_is_not_judged_by_boxes_is_refused_before_it_trains(tiny_da
     assert list(tmp_path.glob("run*")) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [SMALL, SMALL26, "fcos-r18-fpn.yaml"], ids=["yolo11", "yolo26", "fcos"])
 def test_judging_is_rehearsed_on_a_blank_image_and_what_would_end_it_is_told(
     model: str, tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -602,6 +603,7 @@ def test_without_ray_its_executor_says_how_to_get_it(tasks: Any, monkeypatch: py
 # Trainings ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_records_hold_what_the_validation_judges(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
     place = {"data": str(tiny_data), "imgsz": 64, "project": str(run_dir), "device": "cpu", "workers": 0}
@@ -671,6 +673,7 @@ def test_a_comparison_that_is_stopped_says_how_to_go_on_ends_its_processes_and_g
     compare(**given)
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told_with_the_end_of_its_log_and_the_others_go_on(
     run_dir: Path, tiny_data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -718,6 +721,7 @@ def test_voting_is_a_variant_like_any_other_and_its_gaps_are_told(
     assert rows[Repair.INSIDE.value]["variant"] == "vote=True" and Repair.INSIDE.value in page
 
 
+@pytest.mark.slow
 def test_a_training_that_had_ended_is_only_validated(run_dir: Path, tiny_data: Path) -> None:
     folder = run_dir / "cell"
     folder.mkdir()

@@ -51,6 +51,7 @@ def test_an_assigner_equals_its_slow_reference_on_a_hundred_scenes(name: str) ->
     assert positives > 500  # the scenes are not idle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

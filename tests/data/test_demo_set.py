@@ -169,6 +169,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_label_is_valid_and_some_images_have_none(written: Path) -> None:
     for split, count in (("train", 120), ("val", 32)):
         images = sorted(file.stem for file in (written / "images" / split).iterdir())
@@ -210,6 +211,7 @@ def test_classes_are_balanced_and_sizes_vary(written: Path) -> None:
 # the cache ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_processes_and_two_caches_give_identical_files(tmp_path: Path) -> None:
     source = write_yaml(tmp_path / "small.yaml")
     folders = []
@@ -221,6 +223,7 @@ def test_two_processes_and_two_caches_give_identical_files(tmp_path: Path) -> No
     assert hashes(folders[0]) == hashes(folders[1])
 
 
+@pytest.mark.slow
 def test_a_generation_killed_half_way_is_completed_by_the_next_call(tmp_path: Path) -> None:
     source = write_yaml(tmp_path / "set.yaml", train_images=150)
     cache = tmp_path / "killed"
@@ -249,6 +252,7 @@ def test_an_abandoned_folder_is_removed_and_a_fresh_one_is_left(cache: Path, tmp
     assert fresh.exists()
 
 
+@pytest.mark.slow
 def test_processes_that_draw_at_once_share_one_whole_set(tmp_path: Path) -> None:
     source = write_yaml(tmp_path / "small.yaml", train_images=60)
     processes = [start(source, tmp_path / "cache") for _ in range(2)]
@@ -284,6 +288,7 @@ def test_a_damaged_set_is_drawn_again(cache: Path, tmp_path: Path, damage: str) 
     assert hashes(folder) == good
 
 
+@pytest.mark.slow
 def test_other_parameters_and_another_version_get_folders_of_their_own(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -157,6 +157,7 @@ def test_data_that_is_not_there_is_said_before_a_run_folder_is_made(
     assert not list(run_dir.iterdir())
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_resumed_as_another_one(tiny_data: Path, run_dir: Path) -> None:
     MLCYOLO(SMALL).train(data=str(tiny_data), project=str(run_dir), name="run", **ONCE)
     last = run_dir / "run" / "weights" / "last.pt"

@@ -54,6 +54,7 @@ def test_every_box_and_class_stays_on_its_object(seed: int) -> None:
     assert set(classes[:, 0].astype(int)) <= shown  # others may be cut: their centres are outside
 
 
+@pytest.mark.slow
 def test_all_that_ssd_does_happens_at_its_rate() -> None:
     torch.manual_seed(0)
     sizes, mirrored, cropped = [], 0, 0

@@ -25,6 +25,7 @@ def test_thirteen_yamls_are_bundled() -> None:
     assert set(bundled()) == mlc | guidance | {"rfbnet-vgg16.yaml"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", bundled())
 def test_every_bundled_yaml_builds_the_detector_of_its_name(name: str) -> None:
     config = find_config(name)

@@ -510,6 +510,7 @@ def test_onnx_gives_the_same_detections(kind: str, quality: str, tmp_path: Path)
             assert int((nearest > 1e-3).sum()) <= len(theirs) // 100
 
 
+@pytest.mark.slow
 def test_detections_are_decoded_and_clipped_boxes_of_the_best_anchors() -> None:
     model = _assembled("retinanet_fssd", "none")
     with torch.no_grad():

@@ -177,6 +177,7 @@ def test_losses_equal_slow_ones(assigner: str) -> None:
     assert items["pos_cls"].item() == pytest.approx(positives[0] / 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PYRAMIDS)
 def test_a_few_steps_of_mutual_guidance_lower_the_loss(kind: str) -> None:
     torch.manual_seed(0)

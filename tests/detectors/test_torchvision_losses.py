@@ -82,6 +82,7 @@ def _their_losses(theirs: Any, images: Tensor, targets: list[dict[str, Tensor]],
     return sums
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objects",
     [[CROWDED], [ALONE], [EMPTY], [CROWDED, ALONE], [ALONE, EMPTY, CROWDED], [EMPTY, EMPTY]],

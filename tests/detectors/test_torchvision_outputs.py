@@ -59,6 +59,7 @@ def _assert_same_detections(ours: Tensor, theirs: Tensor, *, at_least: int) -> N
     assert _without_partner(theirs, ours) <= len(theirs) // 100
 
 
+@pytest.mark.slow
 @each_size
 @each_kind
 def test_raw_outputs_are_torchvisions(kind: str, size: tuple[int, int]) -> None:

@@ -35,6 +35,7 @@ def _state(kind: str, **options: Any) -> dict[str, Tensor]:
     return torchvision_detector(kind, **options).state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frozen_there", [True, False], ids=["frozen_there", "batch_norm_there"])
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
 @each_kind
@@ -212,6 +213,7 @@ def test_another_detectors_weights_are_refused_with_the_yaml_to_take(kind: str, 
         loaded(kind, _state(other), tmp_path)
 
 
+@pytest.mark.slow
 def test_retinanet_v2_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"v2.*group norm.*COCO_V1"):
         loaded("retinanet", retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict(), tmp_path)
@@ -274,6 +276,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         start_from(configuration("fcos"), tmp_path / "nothing.pth")
 
 
+@pytest.mark.slow
 def test_weights_of_our_own_detectors_load_between_models_of_a_kind_alone() -> None:
     source, target = lively_detector("fcos", nc=3), lively_detector("fcos", nc=5)
     target.load(source, verbose=False)

@@ -99,6 +99,7 @@ def test_without_rescoring_the_predictions_are_those_of_the_stock_model(kind: st
             assert torch.equal(ours.predict(images(), augment=True)[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_come_from_every_view_and_the_model_is_left_as_it_was(
     kind: str, build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +129,7 @@ def test_predictions_come_from_every_view_and_the_model_is_left_as_it_was(
     assert said == [] and "_predict_augment" not in vars(net.model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yolo11n", "fcos"])
 def test_validation_measures_every_view_and_the_model_is_left_as_it_was(
     kind: str, build: Any, tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -156,6 +158,7 @@ def test_a_stock_models_validation_is_augmented_by_upstream_itself(tiny_data: Pa
     assert {key: ours[key] for key in stock} == stock
 
 
+@pytest.mark.slow
 def test_a_model_that_needs_no_nms_predicts_once_and_says_so(
     build: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

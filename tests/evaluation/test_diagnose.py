@@ -57,6 +57,7 @@ def _run(model: MLCYOLO, data: Path, run_dir: Path, **changes: Any) -> Diagnosis
     return diagnose(model, data=str(data), project=str(run_dir), **{**SETTINGS, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
 def test_a_diagnosis_sees_what_a_validation_sees_and_the_channel_beside_it(
     name: str, checkpoint: Callable[[str], Path], tiny_data: Path, run_dir: Path
@@ -79,6 +80,7 @@ def test_a_diagnosis_sees_what_a_validation_sees_and_the_channel_beside_it(
     assert seen.without_rescoring.scores.mean() > records.scores.mean()
 
 
+@pytest.mark.slow
 def test_without_rescoring_is_what_a_validation_with_rescore_false_sees(
     checkpoint: Callable[[str], Path], tiny_data: Path, run_dir: Path
 ) -> None:

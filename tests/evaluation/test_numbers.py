@@ -98,6 +98,7 @@ def test_mixed_precision_assigns_as_single_precision_does(
     assert wanted.classification.positive.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assigner", ["tal", "mlc"])
 def test_two_runs_of_one_seed_end_in_the_same_weights(assigner: str, tiny_data: Path, run_dir: Path) -> None:
     layers = [[-1, 1, "Conv", [8, 3, 2]]] * 3 + [[-1, 1, "Conv", [16, 3, 2]]] * 2

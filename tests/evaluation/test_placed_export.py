@@ -161,6 +161,7 @@ def test_the_example_says_how_well_boxes_sit_with_onnxruntime_alone(opened: Any,
     assert len(shown) < 17, "an example is read at a glance"
 
 
+@pytest.mark.slow
 def test_what_cannot_say_how_boxes_sit_is_refused_before_any_file_is_made(opened: Any, tmp_path: Path) -> None:
     net = opened("yolo11n")
     before = sorted(tmp_path.iterdir())

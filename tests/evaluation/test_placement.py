@@ -165,6 +165,7 @@ def test_a_warped_image_has_a_scale_for_each_axis(opened: Any) -> None:
     torch.testing.assert_close(wide.sigma, square.sigma * scale, rtol=0.02, atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yolo11n", "retinanet", "fcos"])
 def test_predictions_say_the_iou_that_the_head_predicts_for_each_box(
     kind: str, image: np.ndarray, opened: Any, iou_aware: Any
@@ -211,6 +212,7 @@ def test_voting_is_off_unless_asked_for_and_moves_boxes_alone(image: np.ndarray,
     assert (plain.xyxy - voted.xyxy).abs().max() > 0.5 and torch.equal(plain.sigma, voted.sigma)
 
 
+@pytest.mark.slow
 def test_what_is_not_known_is_refused_by_name(image: np.ndarray, opened: Any, iou_aware: Any, tiny_data: Path) -> None:
     chosen = {"imgsz": SIZE, "verbose": False}
     stock = opened(yolo())
@@ -238,6 +240,7 @@ def test_augmented_prediction_votes_over_all_views_and_knows_no_more(image: np.n
     assert plain.sigma.isnan().all() and (plain.xyxy - voted.xyxy).abs().max() > 0.5
 
 
+@pytest.mark.slow
 def test_an_exported_file_votes_without_variances_and_knows_no_more(image: np.ndarray, opened: Any) -> None:
     net = opened(yolo())
     exported = MLCYOLO(net.export(format="torchscript", imgsz=SIZE, verbose=False), task="detect")
@@ -274,6 +277,7 @@ def test_tracks_know_the_placement_of_the_detections_they_follow(
         assert track.iou == detected.iou[match] and torch.equal(track.sigma[0], detected.sigma[match])
 
 
+@pytest.mark.slow
 def test_validation_votes_and_chooses_as_prediction_does(opened: Any, iou_aware: Any, tiny_data: Path) -> None:
     net = opened(iou_aware("yolo11n", batch()))
     seen: list[list[Tensor]] = []
@@ -299,6 +303,7 @@ def test_validation_votes_and_chooses_as_prediction_does(opened: Any, iou_aware:
     assert 0 < sum(map(len, validate(min_iou=0.6))) < sum(map(len, plain))
 
 
+@pytest.mark.slow
 def test_calibration_makes_deviations_honest_here_and_in_the_checkpoint(
     opened: Any, tmp_path: Path, image: np.ndarray
 ) -> None:

@@ -127,6 +127,7 @@ def test_an_rpns_proposals_compete_within_levels_only(image: np.ndarray, tmp_pat
     assert found[:, 4].tolist() == sorted(expected, reverse=True) and len(found) > 50
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fcos", "yolo11n"])
 def test_predictions_by_predicted_iou_keep_the_best_placed_box(
     kind: str, image: np.ndarray, tmp_path: Path, iou_aware: Any

@@ -115,6 +115,7 @@ def test_with_extra_channels_the_anchors_are_those_whose_boxes_were_kept(extras:
         assert len(anchor) == len(kept) > 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["yolo11n", "yolo11n by IoU", "fcos"])
 def test_validation_and_prediction_are_the_same_while_hours_pass(
     kind: str, tiny_data: Path, run_dir: Path, iou_aware: Any, request: pytest.FixtureRequest

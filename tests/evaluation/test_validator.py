@@ -76,6 +76,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "args"), CASES, ids=lambda value: str(value))
 def test_upstream_numbers_stay_exactly_and_ours_are_added(
     name: str, args: dict[str, Any], tiny_data: Path, run_dir: Path
@@ -147,6 +148,7 @@ def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float(inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11n", "yolo26n"])
 def test_a_model_without_confident_boxes_has_undefined_coefficients_and_a_picture(
     name: str, tiny_data: Path, run_dir: Path
@@ -158,6 +160,7 @@ def test_a_model_without_confident_boxes_has_undefined_coefficients_and_a_pictur
     assert (validator.save_dir / PLOT_NAME).stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn_and_registered_only_with_plots(tiny_data: Path, run_dir: Path) -> None:
     model = biased_model("yolo11n")
     without, _ = validate(MLCValidator, model, tiny_data, run_dir, name="without")
@@ -217,6 +220,7 @@ def write_data(root: Path, labels: list[str]) -> Path:
     return data
 
 
+@pytest.mark.slow
 def test_a_set_with_objects_in_one_image_only_is_measured(tmp_path: Path, run_dir: Path) -> None:
     data = write_data(tmp_path / "data", ["", "1 0.5 0.5 0.4 0.4\n", "", ""])
     model = biased_model("yolo11n")
@@ -305,6 +309,7 @@ class Trainer(DetectionTrainer):
         return MLCValidator(self.test_loader, self.save_dir, args, self.callbacks)
 
 
+@pytest.mark.slow
 def test_training_writes_undefined_coefficients_to_csv_and_plots_them(tiny_data: Path, run_dir: Path) -> None:
     args = {"model": SMALL, "data": str(tiny_data), "imgsz": 96, "batch": 4, "epochs": 2, "workers": 0}
     args |= {"device": "cpu", "project": str(run_dir), "name": "train", "val": True, "plots": True}
@@ -335,6 +340,7 @@ def test_results_csv_with_some_undefined_values_is_plotted_without_complaint(
     assert (tmp_path / "results.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", [False, True])
 def test_an_exported_model_is_measured_like_the_original(nms: bool, tiny_data: Path, run_dir: Path) -> None:
     checkpoint = run_dir / "biased.pt"

@@ -63,6 +63,7 @@ def arguments(data: Path, run_dir: Path, **changes: Any) -> dict[str, Any]:
     return {"data": str(data), "imgsz": 96, "count": 1, "project": str(run_dir), "device": "cpu"} | changes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("iou_head", [False, True], ids=["stock", "iou-aware"])
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo12n", "yolo26n"])
 def test_every_yolo_head_gives_a_picture(name: str, iou_head: bool, tiny_data: Path, run_dir: Path) -> None:
@@ -74,6 +75,7 @@ def test_every_yolo_head_gives_a_picture(name: str, iou_head: bool, tiny_data: P
     assert min(cv2.imread(str(path)).shape[:2]) > 500
 
 
+@pytest.mark.slow
 def test_the_first_images_that_hold_objects_are_drawn(yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
     # The validation images hold 2, 0, 5 and 3 objects.
     paths = draw_assignments(yolo, **arguments(tiny_data, run_dir))
@@ -83,6 +85,7 @@ def test_the_first_images_that_hold_objects_are_drawn(yolo: MLCYOLO, tiny_data: 
     assert paths[0].parent != run_dir / "assignments"  # a folder of its own
 
 
+@pytest.mark.slow
 def test_another_split_and_run_folder_may_be_chosen(yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
     chosen = arguments(tiny_data, run_dir, split="train", name="mine", count=2)
     paths = draw_assignments(yolo, **chosen)
@@ -90,12 +93,14 @@ def test_another_split_and_run_folder_may_be_chosen(yolo: MLCYOLO, tiny_data: Pa
     assert draw_assignments(yolo, **chosen, exist_ok=True) == paths
 
 
+@pytest.mark.slow
 def test_the_same_command_draws_the_same_picture(yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
     first, second = (draw_assignments(yolo, **arguments(tiny_data, run_dir))[0] for _ in range(2))
     assert first != second
     assert np.array_equal(cv2.imread(str(first)), cv2.imread(str(second)))
 
 
+@pytest.mark.slow
 def test_what_is_drawn_is_what_was_assigned(
     yolo: MLCYOLO, tiny_data: Path, run_dir: Path, drawn: list[dict[str, Any]]
 ) -> None:
@@ -110,6 +115,7 @@ def test_what_is_drawn_is_what_was_assigned(
             assert dots == boxes == int(task.positive.sum()) > 0
 
 
+@pytest.mark.slow
 def test_objects_lie_on_the_image_as_labelled(
     yolo: MLCYOLO, tiny_data: Path, run_dir: Path, drawn: list[dict[str, Any]]
 ) -> None:
@@ -127,6 +133,7 @@ def test_objects_lie_on_the_image_as_labelled(
     assert call["gt_labels"].tolist() == rows[:, 0].astype(int).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n"])
 def test_assigners_see_what_they_see_in_training(name: str, tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(f"{name}.yaml")
@@ -148,6 +155,7 @@ def test_assigners_see_what_they_see_in_training(name: str, tiny_data: Path, run
             assert torch.equal(mine, value) if torch.is_tensor(value) else mine is value, field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "names"),
     [
@@ -167,6 +175,7 @@ def test_assigners_are_named_alone_in_pairs_or_given_as_objects(
     assert [name for name, _ in drawn[0]["assignments"]] == names
 
 
+@pytest.mark.slow
 def test_options_set_up_the_assigners(
     yolo: MLCYOLO, tiny_data: Path, run_dir: Path, drawn: list[dict[str, Any]]
 ) -> None:
@@ -177,6 +186,7 @@ def test_options_set_up_the_assigners(
     assert inside[1] > level[1]
 
 
+@pytest.mark.slow
 def test_the_model_keeps_its_weights_and_its_criterion(yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
     before = {name: value.clone() for name, value in yolo.model.state_dict().items()}
     draw_assignments(yolo, **arguments(tiny_data, run_dir))
@@ -239,6 +249,7 @@ def test_a_fused_end_to_end_model_is_refused(tiny_data: Path, run_dir: Path) -> 
         draw_assignments(model, **arguments(tiny_data, run_dir))
 
 
+@pytest.mark.slow
 def test_the_command_line_draws_them(tiny_data: Path, run_dir: Path) -> None:
     words = [f"{key}={value}" for key, value in arguments(tiny_data, run_dir).items()]
     assert main(["assignments", "model=yolov8n.yaml", "assigner=tal,mg", "mg_sigma=1.5", *words]) == 0

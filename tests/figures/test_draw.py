@@ -71,6 +71,7 @@ def spy(monkeypatch: pytest.MonkeyPatch, name: str) -> list[tuple[Any, ...]]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_command_writes_a_png_and_an_svg(kind: str, yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
     other = {"other": MLCYOLO(SMALL_NETS["yolov8n"])} if kind == "misaligned" else {}
@@ -90,6 +91,7 @@ def test_the_curves_need_no_model(run_dir: Path) -> None:
     assert png.parent == svg.parent == run_dir / "curves"
 
 
+@pytest.mark.slow
 def test_the_same_command_writes_the_same_files(yolo: MLCYOLO, tiny_data: Path, run_dir: Path) -> None:
     first, second = (draw_figure("guidance", yolo, **arguments(tiny_data, run_dir)) for _ in range(2))
     assert [a.read_bytes() == b.read_bytes() for a, b in zip(first, second, strict=True)] == [True, True]
@@ -145,6 +147,7 @@ def test_resize_overrules_the_models_own(
     assert kept[0] == kept[2] != kept[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_ported_detectors_have_figures_too(kind: str, tiny_data: Path, run_dir: Path) -> None:
     model = wrap(lively_detector(kind, nc=3, width=64), f"{kind}-r18-fpn.yaml")
@@ -234,6 +237,7 @@ def test_models_are_called_what_tells_them_apart(paths: tuple[str, str], names: 
     assert misaligned._distinct_names(*pair) == names
 
 
+@pytest.mark.slow
 def test_the_models_keep_their_weights_and_their_predictors(
     lively: MLCYOLO, yolo: MLCYOLO, tiny_data: Path, run_dir: Path
 ) -> None:
@@ -306,6 +310,7 @@ def test_a_model_that_warps_is_drawn_on_warped_images_and_its_boxes_come_back(
     assert [each.view for each in guided[0][0]] == [(0, 0, 96, 96)] * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bands", [1, 2, 4, 10])
 @pytest.mark.parametrize("kind", ["guidance", "misaligned", "assignments"])
 def test_pictures_of_any_number_of_bands_show_the_first_three_or_grey(

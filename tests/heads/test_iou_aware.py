@@ -306,6 +306,7 @@ def test_the_marker_survives_stripping_and_a_rebuild_from_the_yaml(tmp_path: Pat
     assert read_marker(_model()) == {}
 
 
+@pytest.mark.slow
 def test_restricted_loading_accepts_our_checkpoints(tmp_path: Path) -> None:
     model = _iou_aware()
     torch.save({"model": model, "train_args": {}}, tmp_path / "best.pt")

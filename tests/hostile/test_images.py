@@ -114,6 +114,7 @@ def damaged(draw: st.DrawFn) -> tuple[str, bytes]:
     return draw(st.sampled_from([suffix, suffix, ".png", ".jpg"])), bytes(content)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(files=st.lists(damaged(), min_size=1, max_size=12), mode=st.sampled_from(["train", "val"]))
 def test_no_damaged_image_vanishes_without_a_word(

@@ -69,6 +69,7 @@ def read_all(files: list[bytes], mode: str = "val") -> Found:
         shutil.rmtree(root)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(files=st.lists(label_files(), min_size=1, max_size=12), mode=st.sampled_from(["train", "val"]))
 def test_no_label_vanishes_without_a_word(tried: Counter[str], files: list[tuple[bytes, int]], mode: str) -> None:

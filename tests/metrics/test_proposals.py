@@ -90,6 +90,7 @@ def proposals(seed: int) -> tuple[Arrays, Arrays]:
 LIMITS = (2, 5, 1000)
 
 
+@pytest.mark.slow
 def test_two_hundred_data_sets_equal_pycocotools_with_categories_off() -> None:
     grew = 0
     for seed in range(200):
@@ -100,6 +101,7 @@ def test_two_hundred_data_sets_equal_pycocotools_with_categories_off() -> None:
     assert grew > 150  # the limits matter and not everything is found
 
 
+@pytest.mark.slow
 def test_two_hundred_data_sets_equal_a_plain_loop() -> None:
     for seed in range(200):
         detections, objects = proposals(seed)

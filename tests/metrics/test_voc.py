@@ -112,6 +112,7 @@ def as_detections(objects: np.ndarray, *scores: float) -> np.ndarray:
 MISS = np.array([[0.0, 500, 10, 510, 0]])
 
 
+@pytest.mark.slow
 def test_two_hundred_data_sets_equal_the_kit_step_by_step() -> None:
     told_apart = 0
     for seed in range(200):

@@ -97,6 +97,7 @@ def by_loop(kept: torch.Tensor, rows: torch.Tensor, gt: torch.Tensor, labels: to
     return expected
 
 
+@pytest.mark.slow
 def test_it_equals_a_loop_over_objects_on_random_scenes() -> None:
     total = 0
     for seed in range(20):

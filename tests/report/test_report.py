@@ -425,6 +425,7 @@ def test_epochs_without_validation_have_no_metrics(tmp_path: Path) -> None:
     assert read_curves(tmp_path / "none.csv") == {}
 
 
+@pytest.mark.slow
 def test_a_change_that_places_boxes_better_narrows_that_gap_and_the_table_says_so(
     tmp_path: Path, tiny_data: Path, images: list[str]
 ) -> None:
@@ -575,6 +576,7 @@ def test_hostile_names_do_nothing_but_show(page: browser.Page, hostile: Path) ->
     assert page.messages == []
 
 
+@pytest.mark.slow
 def test_print_is_dark_on_light_even_for_readers_of_the_dark_page(page: browser.Page, report: Path) -> None:
     page.show(800, dark=True, media="print")
     page.open(report)

@@ -137,6 +137,7 @@ def test_exports_a_detector_has_no_form_for_are_refused(options: dict[str, Any],
         MLCYOLO(detector_yaml(tmp_path, "fcos")).export(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["retinanet", "fcos"])
 def test_assignments_of_a_detector_are_drawn(kind: str, tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
     model = MLCYOLO(detector_yaml(tmp_path, kind))

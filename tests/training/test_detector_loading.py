@@ -21,6 +21,7 @@ def _checkpoint(model: DetectorModel, path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_conventions_of_a_checkpoint_come_with_its_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     own = {"detector": "fcos", "backbone": "resnet18", "width": 64, "nc": 3}

@@ -42,6 +42,7 @@ def test_half_precision_holds_its_largest_number_where_a_weight_is_larger() -> N
     assert to_half(layer).weight[0].tolist() == [LARGEST, -LARGEST, 0.0, 0.5]
 
 
+@pytest.mark.slow
 def test_a_weight_too_large_for_half_precision_is_saved_as_the_largest_it_has(tiny_data: Path, run_dir: Path) -> None:
     def inflate(trainer: Any) -> None:
         next(iter(trainer.ema.ema.parameters())).data[0] = 1e5
@@ -54,6 +55,7 @@ def test_a_weight_too_large_for_half_precision_is_saved_as_the_largest_it_has(ti
     assert live.dtype == torch.float32 and live[0].max() == 1e5, "the average itself is left alone"
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_comes_from_the_weights_or_is_made_finite(tiny_data: Path, run_dir: Path) -> None:
     trained: list[torch.Tensor] = []
 
@@ -75,6 +77,7 @@ def test_what_is_not_finite_comes_from_the_weights_or_is_made_finite(tiny_data: 
     assert saved[3].equal(trained[-1].half())
 
 
+@pytest.mark.slow
 def test_weights_are_serialised_once_an_epoch_and_again_only_for_a_best_one(
     tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,6 +99,7 @@ def test_weights_are_serialised_once_an_epoch_and_again_only_for_a_best_one(
     assert large[0][1] == pytest.approx(large[1][0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_what_is_between_two_best_epochs_holds_what_upstream_writes(tiny_data: Path, run_dir: Path) -> None:
     saved: list[dict[str, Any]] = []
 

@@ -70,6 +70,7 @@ def test_a_head_without_room_for_the_channel_is_refused_by_name(tiny_data: Path,
     assert not list(run_dir.iterdir())
 
 
+@pytest.mark.slow
 def test_a_head_without_room_for_its_weights_channel_trains_without_it_and_says_what_has_no_effect(
     tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture, iou_aware: Callable[..., Any]
 ) -> None:
@@ -147,6 +148,7 @@ def test_labels_out_of_range_are_named_by_file(tmp_path: Path, run_dir: Path) ->
 
 
 # Some upstream versions average nothing where no label is.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning", "ignore:invalid value:RuntimeWarning")
 @pytest.mark.parametrize("label", ["", "0 0.5 0.5 0 0.4\n"])
 def test_images_without_objects_and_boxes_without_area_train(label: str, tmp_path: Path, run_dir: Path) -> None:

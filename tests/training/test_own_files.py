@@ -53,6 +53,7 @@ def test_a_layer_of_ones_own_is_announced_trains_and_is_validated(
     assert not _opens_elsewhere(best), "to other processes it is a file like any other"
 
 
+@pytest.mark.slow
 def test_a_forward_hook_of_ones_own_is_announced_and_the_run_ends(
     gate: Path, tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -75,6 +76,7 @@ def test_nothing_is_announced_of_a_model_without(
     safe_load.check(run_dir / "run" / "weights" / "best.pt")
 
 
+@pytest.mark.slow
 def test_a_run_is_resumed_in_its_own_process_without_permission(gate: Path, tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(gate)
     model.add_callback("on_model_save", stop_after(1))
@@ -120,6 +122,7 @@ def test_a_file_that_was_changed_or_exchanged_is_nobodys_own(tmp_path: Path) -> 
     assert not own_files.is_own(file)
 
 
+@pytest.mark.slow
 def test_the_best_weights_beside_a_resumed_run_are_a_strangers_until_the_run_writes_them(
     gate: Path, tiny_data: Path, run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

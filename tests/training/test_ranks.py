@@ -37,6 +37,7 @@ def test_a_supervised_step_asks_the_other_ranks_once(name: str, assigner: str, s
     assert len(sums) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11", "yolo26", "retinanet"])
 @pytest.mark.parametrize("mode", ["pseudo", "soft", "sed"])
 def test_a_step_with_images_without_labels_asks_the_other_ranks_once(name: str, mode: str, sums: list[int]) -> None:

@@ -40,6 +40,7 @@ def make_constant(model: Any) -> None:
 # Agreement ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_net
 @pytest.mark.parametrize("mode", ["soft", "sed"])
 @pytest.mark.parametrize("make", [learner, lambda name: net(name).train()], ids=["fixed", "by batch"])
@@ -84,6 +85,7 @@ def test_a_student_that_sees_otherwise_learns_in_every_term(name: str) -> None:
     assert 0 < items["agree_cls"] < 1 and 0 < items["agree_iou"] < 1
 
 
+@pytest.mark.slow
 def test_descending_brings_the_student_to_the_teacher() -> None:
     student, teacher = learner("yolo11"), net("yolo11").requires_grad_(False)
     with torch.no_grad():

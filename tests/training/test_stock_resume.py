@@ -12,6 +12,7 @@ from ultralytics.nn.modules.head import Detect
 from mlc_yolo import MLCYOLO
 
 
+@pytest.mark.slow
 def test_a_cut_stock_run_resumes_as_the_stock_model_it_is(tiny_data: Path, run_dir: Path) -> None:
     model = YOLO("yolo11n.yaml")
     model.add_callback("on_model_save", stop_after(1))

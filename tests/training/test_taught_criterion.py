@@ -65,6 +65,7 @@ class Elsewhere(Teachers):
         return super().__call__(images.flip(3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "teacher"),
     [

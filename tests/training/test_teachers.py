@@ -28,6 +28,7 @@ from mlc_yolo.training.teachers import (
 # What they see --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo26n", "retinanet", "fcos"])
 def test_a_teacher_sees_what_its_detector_decodes(name: str, tmp_path: Path) -> None:
     model = detector(name, iou_head=name == "yolo11n")
@@ -52,6 +53,7 @@ def test_a_teacher_sees_what_its_detector_decodes(name: str, tmp_path: Path) -> 
     assert not seen.logits.requires_grad and not seen.boxes.requires_grad
 
 
+@pytest.mark.slow
 def test_a_teacher_is_frozen(tmp_path: Path) -> None:
     teachers = load_teachers([saved(detector("yolo26n"), tmp_path / "t.pt")], detector("yolo11n"), NAMES, trust=False)
     model = teachers.teachers[0].model
@@ -84,6 +86,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return Path(made), model
 
 
+@pytest.mark.slow
 def test_an_exported_teacher_sees_what_its_detector_decodes(exported: tuple[Path, Any]) -> None:
     file, model = exported
     images = smooth(3, 64, 64)
@@ -137,6 +140,7 @@ def test_several_teachers_are_averaged_by_hand() -> None:
     assert both.distributions is None and both.quality is None
 
 
+@pytest.mark.slow
 def test_twice_the_same_teacher_is_that_teacher(tmp_path: Path) -> None:
     file = saved(detector("yolo11n", iou_head=True), tmp_path / "t.pt")
     one, two = (load_teachers([file] * n, detector("yolo11n"), NAMES, trust=False)(smooth()) for n in (1, 2))
@@ -148,6 +152,7 @@ def test_twice_the_same_teacher_is_that_teacher(tmp_path: Path) -> None:
     torch.testing.assert_close(two.quality.sigmoid(), one.quality.sigmoid(), rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_teachers_of_other_bins_have_no_common_distributions(tmp_path: Path) -> None:
     files = [saved(detector(name), tmp_path / f"{name}.pt") for name in ("yolo11n", "yolo26n")]
     seen = load_teachers(files, detector("yolo11n"), NAMES, trust=False)(smooth())
@@ -189,6 +194,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     REFUSED,

@@ -86,6 +86,7 @@ def test_the_data_yaml_of_a_resumed_run_is_looked_at_again(tiny_data: Path, run_
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_resumes_from_the_command_line(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
     model.add_callback("on_model_save", _stop_after(1))
@@ -95,6 +96,7 @@ def test_a_run_that_was_stopped_resumes_from_the_command_line(tiny_data: Path, r
     assert [row["epoch"] for row in rows(run_dir / "cut")] == [1, 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assigner", ["max_iou", "fcos", "atss", "mutual_guidance", "mlc"])
 def test_every_assigner_trains_validates_and_reloads(assigner: str, tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
@@ -137,6 +139,7 @@ class Counted(TaskAligned):
         return super().__call__(predictions, priors, targets)
 
 
+@pytest.mark.slow
 def test_an_assigner_object_is_called_and_must_be_given_again_to_resume(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
     model.add_callback("on_model_save", _stop_after(1))
@@ -153,6 +156,7 @@ def test_an_assigner_object_is_called_and_must_be_given_again_to_resume(tiny_dat
     assert len(rows(run_dir / "own")) == 3
 
 
+@pytest.mark.slow
 def test_nan_in_the_loss_recovers_from_an_intact_checkpoint(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
     hurt = []
@@ -215,6 +219,7 @@ def test_a_run_bounded_by_time_still_switches_assigners(tiny_data: Path, run_dir
     assert switch > 0 and not any(same[switch:])
 
 
+@pytest.mark.slow
 def test_loading_weights_brings_their_iou_channel_along(tiny_data: Path, run_dir: Path) -> None:
     trained = MLCYOLO(SMALL)
     trained.train(data=str(tiny_data), epochs=1, iou_head=True, project=str(run_dir), name="one", **TINY)

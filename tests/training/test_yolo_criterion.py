@@ -71,6 +71,7 @@ def _criterion(model: Any, assigner: Any, *, gain: float = 1.0, by_product: bool
     return build_criterion(model, schedule=schedule, prior_scale=5.0, iou_gain=gain, by_product=by_product)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "assigners"),
     [
