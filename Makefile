@@ -3,7 +3,7 @@
 # make test     the same with every test, and with the oldest version of Ultralytics
 # make upstream test what we lean on in Ultralytics with its oldest version; part of make test
 # make upstream-tests  run Ultralytics' own tests of detection with our class and command in the place of theirs; fetches
-#               them first. About twenty minutes on two cores
+#               them first. About half an hour on two cores
 # make bench    set up as for test and run what is timed
 # make docs     build the documentation as a site, in build/site; part of make test
 # make pictures make the documentation's pictures again: trains four small models first
