@@ -114,6 +114,7 @@ def place(tmp_path: Path, tiny_data: Path) -> Place:
     return Place(tmp_path, tiny_data)
 
 
+@pytest.mark.slow
 def test_the_guard_sees_and_refuses(place: Place) -> None:
     code = "import socket; socket.create_connection(('203.0.113.1', 80))"
     assert "refused by the test" in place.python(code).stderr

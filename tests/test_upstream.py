@@ -332,6 +332,7 @@ def test_loading_sets_these_attributes_of_a_model() -> None:
     }
 
 
+@pytest.mark.slow
 def test_class_branches_are_as_wide_as_classes_or_as_the_weights() -> None:
     def width(classes: int) -> int:
         return int(DetectionModel("yolo11n.yaml", nc=classes, verbose=False).model[-1].cv3[0][-1].in_channels)

@@ -44,6 +44,7 @@ def questions() -> dict[str, list[str]]:
     return asked
 
 
+@pytest.mark.slow
 def test_every_file_that_asks_for_an_exact_class_is_listed() -> None:
     listed = set(re.findall(r"^\| `([\w/*]+\.py)` \|", upstream.__doc__ or "", re.MULTILINE))
     asked = questions()

@@ -102,6 +102,7 @@ def test_what_json_has_no_type_for_is_an_error_or_made_text() -> None:
     assert whole_files.json_text([object()], default=lambda _: float("nan")) == "[null]"
 
 
+@pytest.mark.slow
 def test_nothing_else_in_the_package_moves_files_into_place_or_writes_json() -> None:
     package = Path(mlc_yolo.__file__).parent
     calls: dict[str, set[str]] = {}

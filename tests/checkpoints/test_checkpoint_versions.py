@@ -34,6 +34,7 @@ def test_an_old_checkpoint_gives_the_outputs_it_gave(file: Path) -> None:
     assert kept["outputs"].std(1).min() > 1e-3, "too even to tell anything"
 
 
+@pytest.mark.slow
 @each_file
 def test_an_old_checkpoint_trains_on_as_what_it_was(file: Path, tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(file)

@@ -180,6 +180,7 @@ def test_every_way_of_writing_a_pickle_is_read(mark: Path, tmp_path: Path) -> No
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_state_that_hides_another_is_refused(mark: Path, tmp_path: Path) -> None:
     class Twice(pickle._Pickler):
         def save_reduce(self, *arguments: Any, obj: Any = None, **more: Any) -> None:
@@ -213,6 +214,7 @@ def test_numbers_of_numpy_are_data(tmp_path: Path) -> None:
         check(tmp_path / "file.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["net.", "net.pt.", "net.pt?.yaml", "net.yaml?.pt", "net.pt?v=1", "net", "net.bin", "net.pt.zip", "net.%70t"],
@@ -239,6 +241,7 @@ def test_what_is_of_another_kind_is_left_alone(name: str, evil: Path) -> None:
     check(folder)
 
 
+@pytest.mark.slow
 def test_trust_is_the_way_out(evil: Path, mark: Path, tmp_path: Path) -> None:
     with pytest.raises(TypeError):  # it is no model, but it was opened
         MLCYOLO(evil, trust=True)
@@ -277,6 +280,7 @@ def test_every_argument_that_takes_a_checkpoint_is_looked_at(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_cannot_trust_itself(evil: Path, mark: Path, tiny_data: Path, tmp_path: Path) -> None:
     last = tmp_path / "last.pt"
     held = {"trust": True, "data": str(tiny_data), "distill_model": str(evil), "model": "yolo11n.yaml"}
@@ -395,6 +399,7 @@ def test_names_of_early_versions_that_upstream_translates_are_known(module: str,
     assert type(MLCYOLO(tmp_path / "early.pt").model.criterion).__name__ == kind.__name__
 
 
+@pytest.mark.slow
 def test_a_model_with_an_activation_of_its_own_loads(tmp_path: Path) -> None:
     model = DetectionModel({**DetectionModel("yolo11n.yaml", verbose=False).yaml, "activation": "nn.LeakyReLU(0.1)"})
     torch.save({"model": model, "train_args": {}}, tmp_path / "own.pt")

@@ -22,6 +22,7 @@ def model(iou_aware: Any) -> Any:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt", tensors_file.SUFFIX])
 def test_a_stored_factor_comes_back_and_replaces_the_one_before(model: Any, suffix: str, tmp_path: Path) -> None:
     file = tmp_path / f"model{suffix}"
@@ -43,6 +44,7 @@ def test_a_stored_factor_comes_back_and_replaces_the_one_before(model: Any, suff
     assert sigma_scale(model) == 1 and [path.name for path in tmp_path.iterdir()] == [file.name]
 
 
+@pytest.mark.slow
 def test_ultralytics_opens_a_stock_checkpoint_that_holds_a_factor(tmp_path: Path) -> None:
     plain = YOLO("yolov8n.yaml")
     plain.save(tmp_path / "plain.pt")

@@ -39,6 +39,7 @@ def _scores(model: nn.Module) -> torch.Tensor:
     return predictions[..., 4] if model.end2end else predictions[:, 4:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [1, 3, 80])
 @pytest.mark.parametrize("name", ["yolov8n", "yolo11n", "yolo12n", "yolo26n"])
 def test_the_rewrite_gives_equal_boxes_and_scores_within_3e_7(iou_aware: Make, name: str, num_classes: int) -> None:
@@ -75,6 +76,7 @@ def test_a_fused_model_is_rewritten_too(iou_aware: Make, end2end: bool) -> None:
     assert (_scores(stock) - _scores(model)).abs().max() < ROUNDING
 
 
+@pytest.mark.slow
 def test_log_odds_are_exact_for_extreme_logits(iou_aware: Make) -> None:
     model = iou_aware("yolov8n", _image(), 1)
     head = model.model[-1]

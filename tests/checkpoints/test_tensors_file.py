@@ -158,6 +158,7 @@ def test_a_description_that_names_another_file_is_refused(tmp_path: Path) -> Non
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_started_from_torchvisions_weights_needs_them_no_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

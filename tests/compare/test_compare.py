@@ -384,6 +384,7 @@ def _better_with_mlc(cell: Any) -> Records:
     return made_records(images=60, noise=0.07 if "mlc" in cell.name else 0.14, noise_seed=cell.seed)
 
 
+@pytest.mark.slow
 def test_a_known_effect_is_found_and_its_size_told(finished: Any) -> None:
     found = Comparison(finished(_better_with_mlc, assigner=["tal", "mlc"], seed=[0, 1, 2]))
     row = next(row for row in found.differences if row["metric"] == "AP75")
@@ -448,6 +449,7 @@ def test_runs_on_changed_data_are_not_compared(finished: Any) -> None:
         Comparison(folder).differences  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_table_says_what_was_compared_with_what(finished: Any) -> None:
     found = Comparison(finished(_better_with_mlc, assigner=["tal", "mlc"], seed=[0, 1, 2]), failed={"x": "oops"})
     lines = str(found).splitlines()

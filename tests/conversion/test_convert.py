@@ -130,6 +130,7 @@ def test_a_plain_folder_and_its_subfolders_are_read(tmp_path: Path) -> None:
 edges = st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted).filter(lambda pair: pair[1] - pair[0] > 1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     boxes=st.lists(st.tuples(edges, edges), min_size=1, max_size=6, unique_by=str),

@@ -53,6 +53,7 @@ def heap(seed: int, most: int = 60) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (*(torch.from_numpy(a.astype(np.float32)) for a in (boxes, scores, predicted)), torch.from_numpy(groups))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 40, nms.MAX_OVERLAPS])
 def test_two_hundred_heaps_with_and_without_ties_equal_the_papers_loop(
     chunk: int, monkeypatch: pytest.MonkeyPatch
@@ -158,6 +159,7 @@ def predictions(seed: int, anchors: int, classes: int) -> tuple[Tensor, Tensor]:
     return boxes, (scores * 16).round() / 16 if seed % 5 == 0 else scores
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agnostic", [False, True])
 @pytest.mark.parametrize("multi_label", [False, True])
 @pytest.mark.parametrize("classes", [1, 3, 80])

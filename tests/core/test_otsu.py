@@ -27,6 +27,7 @@ def flat(groups: list[list[float]], seed: int = 0) -> tuple[torch.Tensor, torch.
     return torch.from_numpy(values[order]), torch.from_numpy(owner[order])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(groups=GROUPS, seed=st.integers(0, 99))
 def test_every_group_equals_brute_force_over_all_cuts(groups: list[list[float]], seed: int) -> None:

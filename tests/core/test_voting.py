@@ -56,6 +56,7 @@ def loop(
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [False, True], ids=["alike", "by variance"])
 @pytest.mark.parametrize("chunk", [1, 200, voting.MAX_OVERLAPS])
 def test_voting_equals_the_loop_over_boxes(chunk: int, spread: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -273,6 +273,7 @@ def test_a_complete_set_is_not_drawn_again(cache: Path, tmp_path: Path, monkeypa
     assert (Path(first).parent / "labels" / "train.cache").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "altered", "no manifest"])
 def test_a_damaged_set_is_drawn_again(cache: Path, tmp_path: Path, damage: str) -> None:
     source = write_yaml(tmp_path / "small.yaml")
@@ -416,6 +417,7 @@ def test_importing_the_module_imports_neither_torch_nor_ultralytics() -> None:
     assert result.stdout.strip() == "set()"
 
 
+@pytest.mark.slow
 def test_a_drawn_set_that_a_checkpoint_remembers_is_drawn_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

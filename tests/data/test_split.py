@@ -224,6 +224,7 @@ def test_background_images_are_drawn_as_often_as_others() -> None:
     assert 0.45 < share < 0.55
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.sets(st.integers(0, 6), max_size=3), min_size=1, max_size=25), st.integers(1, 25), st.integers(0, 1000)

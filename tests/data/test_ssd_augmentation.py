@@ -73,6 +73,7 @@ def test_all_that_ssd_does_happens_at_its_rate() -> None:
     assert 50 < mirrored < 200 and cropped > 30
 
 
+@pytest.mark.slow
 def test_colours_are_distorted_and_sometimes_kept() -> None:
     torch.manual_seed(0)
     centres = []

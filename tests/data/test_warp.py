@@ -76,6 +76,7 @@ def test_ultralytics_own_augmentation_takes_warped_images(mosaic: float, shapes:
             torch.testing.assert_close(item["bboxes"], torch.tensor([[0.375, 0.625, 0.25, 0.25]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [False, "ram", "disk"])
 @pytest.mark.parametrize("warp", [False, True])
 def test_ssd_samples_fill_the_input_and_their_boxes_stay_inside(warp: bool, cache: Any, shapes: Path) -> None:
@@ -94,6 +95,7 @@ def test_ssd_samples_fill_the_input_and_their_boxes_stay_inside(warp: bool, cach
     assert batch["img"].shape == (2, 3, SIZE, SIZE) and len(batch["batch_idx"]) == len(batch["bboxes"])
 
 
+@pytest.mark.slow
 def test_a_seed_settles_what_ssd_draws(shapes: Path) -> None:
     built = dataset(shapes, "train", warp=True, ssd=True)
 

@@ -38,6 +38,7 @@ def _priors(model: DetectorModel) -> Priors:
         return model.head.priors(model(image(*SIZE))[1]["feats"], scale=1.0)
 
 
+@pytest.mark.slow
 @each_head
 def test_decoding_undoes_encoding(kind: str, quality: str, follows: str) -> None:
     model = _detector(kind, quality, follows)
@@ -103,6 +104,7 @@ def _pairs_by_level(head: DenseDetect, raw: dict[str, Any], limit: int) -> list[
     return pairs
 
 
+@pytest.mark.slow
 @each_head
 @pytest.mark.parametrize("rescore", [True, False], ids=["rescored", "by_class"])
 def test_inference_keeps_each_levels_best_pairs(kind: str, quality: str, follows: str, rescore: bool) -> None:

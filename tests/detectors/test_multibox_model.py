@@ -115,6 +115,7 @@ def test_a_vgg_starts_from_torchvisions_state_dict(tmp_path: Path) -> None:
         start_from(_config("fssd"), tmp_path / "vgg16_bn.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", PYRAMIDS)
 def test_fusing_folds_backbone_and_pyramid(kind: str) -> None:
     torch.manual_seed(0)
@@ -134,6 +135,7 @@ def test_fusing_folds_backbone_and_pyramid(kind: str) -> None:
     torch.testing.assert_close(after["boxes"], before["boxes"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assigner", ["max_iou", "mutual_guidance"])
 def test_losses_equal_slow_ones(assigner: str) -> None:
     """Focal loss of gamma 1 over classification's positives; balanced L1 over four times localisation's."""

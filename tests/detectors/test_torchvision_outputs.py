@@ -109,6 +109,7 @@ def test_boxes_scores_and_labels_are_torchvisions(kind: str, size: tuple[int, in
         torch.testing.assert_close(detections[:, 4], rows[:, 4], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @each_size
 def test_an_rpn_proposes_what_torchvisions_does(size: tuple[int, int]) -> None:
     ours = lively_detector("rpn")

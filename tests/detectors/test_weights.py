@@ -46,6 +46,7 @@ def test_both_kinds_of_normalisation_load_from_both(kind: str, frozen_there: boo
     _assert_same_raw(ours, theirs)
 
 
+@pytest.mark.slow
 @each_kind
 def test_a_loaded_detector_is_frozen_as_torchvisions_fine_tuning_is(kind: str, tmp_path: Path) -> None:
     ours = loaded(kind, _state(kind), tmp_path)
@@ -54,6 +55,7 @@ def test_a_loaded_detector_is_frozen_as_torchvisions_fine_tuning_is(kind: str, t
     assert ours.frozen == ["0.body.conv1", "0.body.bn1", "0.body.layer1"]
 
 
+@pytest.mark.slow
 def test_the_published_retinanet_has_no_epsilon(tmp_path: Path) -> None:
     theirs = torchvision_detector("retinanet")
     for module in theirs.modules():
@@ -85,6 +87,7 @@ def test_names_from_before_torchvision_0_13_are_understood(kind: str, tmp_path: 
     _assert_same_raw(loaded(kind, old, tmp_path), theirs)
 
 
+@pytest.mark.slow
 @each_kind
 def test_of_91_coco_outputs_the_80_classes_stay_under_their_names(kind: str, tmp_path: Path) -> None:
     theirs = torchvision_detector(kind, classes=91)
@@ -219,6 +222,7 @@ def test_retinanet_v2_is_refused_by_name(tmp_path: Path) -> None:
         loaded("retinanet", retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None).state_dict(), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", ["backbone", "detector"])
 def test_another_backbone_is_refused(given: str, tmp_path: Path) -> None:
     state = resnet18(weights=None).state_dict() if given == "backbone" else _state("retinanet")

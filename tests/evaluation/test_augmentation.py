@@ -74,6 +74,7 @@ def by_hand(model: DetectionModel, batch: Tensor, *, whole: bool) -> Tensor:
     return torch.cat(views, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by_iou", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_view_is_predicted_as_a_loop_by_hand_does(kind: str, by_iou: bool, build: Any) -> None:
@@ -145,6 +146,7 @@ def test_validation_measures_every_view_and_the_model_is_left_as_it_was(
     assert said == [] and "_predict_augment" not in vars(net.model)
 
 
+@pytest.mark.slow
 def test_a_stock_models_validation_is_augmented_by_upstream_itself(tiny_data: Path, run_dir: Path) -> None:
     torch.manual_seed(0)
     model = DetectionModel(SMALL, nc=3, verbose=False)

@@ -94,6 +94,7 @@ def test_without_rescoring_is_what_a_validation_with_rescore_false_sees(
     np.testing.assert_array_equal(asked.scores, expected.scores)
 
 
+@pytest.mark.slow
 def test_heads_without_a_predicted_iou_are_diagnosed_without_it(tiny_data: Path, run_dir: Path) -> None:
     stock = MLCYOLO(SMALL_NETS["yolov8n"])
     stock.model.names = {**stock.model.names, **NAMES}
@@ -107,6 +108,7 @@ def test_heads_without_a_predicted_iou_are_diagnosed_without_it(tiny_data: Path,
         assert not any(sentence.startswith("Predicted IoU") for sentence in verdict(diagnosis))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["fcos", "retinanet"])
 def test_a_ported_detectors_predicted_iou_is_judged_box_by_box(kind: str, run_dir: Path, tmp_path: Path) -> None:
     path = _opened(lively_detector(kind, quality="iou", width=64, nc=3), run_dir).ckpt_path
@@ -128,6 +130,7 @@ def test_a_ported_detectors_predicted_iou_is_judged_box_by_box(kind: str, run_di
     assert diagnosis.curve_without_rescoring is None, "its candidates were chosen by the product"
 
 
+@pytest.mark.slow
 def test_deviations_of_edges_are_judged_as_a_validation_judges_them(
     checkpoint: Callable[[str], Path], run_dir: Path, tmp_path: Path
 ) -> None:
@@ -191,6 +194,7 @@ def test_an_export_is_diagnosed_as_its_checkpoint_is(
         np.testing.assert_allclose(diagnosis.seen.predicted, native.seen.predicted, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_head_that_needs_no_nms_has_no_candidates_and_says_so(
     checkpoint: Callable[[str], Path], tiny_data: Path, run_dir: Path
 ) -> None:
@@ -199,6 +203,7 @@ def test_a_head_that_needs_no_nms_has_no_candidates_and_says_so(
     assert Repair.INSIDE not in diagnosis.gains
 
 
+@pytest.mark.slow
 def test_what_cannot_be_diagnosed_is_refused_and_leaves_no_folder(
     checkpoint: Callable[[str], Path], own_data: Path, run_dir: Path
 ) -> None:

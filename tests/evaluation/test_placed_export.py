@@ -185,6 +185,7 @@ def test_what_cannot_say_how_boxes_sit_is_refused_before_any_file_is_made(opened
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_an_end_to_end_output_is_refused_however_it_was_chosen(opened: Any, tmp_path: Path) -> None:
     from mlc_yolo.evaluation.placed_export import noting
 

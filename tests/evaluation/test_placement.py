@@ -68,6 +68,7 @@ def spread(raw: dict[str, Any], strides: Tensor, image: int, anchor: int) -> lis
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("multi_label", [True, False])
 @pytest.mark.parametrize("name", ["yolov8n", "yolo26n", "retinanet"])
 def test_detections_become_the_mean_of_the_candidates_that_nms_saw(name: str, multi_label: bool) -> None:
@@ -187,6 +188,7 @@ def test_predictions_say_the_iou_that_the_head_predicts_for_each_box(
         torch.testing.assert_close(placement.ious(i, anchor), dense[i, -1, anchor])
 
 
+@pytest.mark.slow
 def test_detections_are_chosen_and_ordered_by_their_predicted_iou(
     image: np.ndarray, opened: Any, iou_aware: Any
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_benchmark_refuses_what_upstream_s_validation_of_a_file_would_ignore()
             net.benchmark(data="demo.yaml", format="onnx", imgsz=64, **asked)
 
 
+@pytest.mark.slow
 def test_tracks_know_the_placement_of_the_detections_they_follow(
     image: np.ndarray, opened: Any, iou_aware: Any, tmp_path: Path
 ) -> None:
@@ -330,6 +333,7 @@ def test_calibration_makes_deviations_honest_here_and_in_the_checkpoint(
     assert all(torch.equal(value, state[name]) for name, value in yolo().state_dict().items()), "weights stay"
 
 
+@pytest.mark.slow
 def test_calibration_needs_a_checkpoint_of_a_head_with_distributions(opened: Any, tiny_data: Path) -> None:
     chosen: dict[str, Any] = {"data": tiny_data, "imgsz": SIZE, "plots": False, "workers": 0, "verbose": False}
     with pytest.raises(ValueError, match="writes to a checkpoint"):

@@ -72,6 +72,7 @@ def _yolo(*, iou: bool) -> DetectionModel:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in AutoBackend"])
 def test_every_model_names_its_extra_channels(wrapped: bool) -> None:
     models = {
@@ -160,6 +161,7 @@ def test_predictions_by_predicted_iou_keep_the_best_placed_box(
     torch.testing.assert_close(found[:, 4], torch.tensor(sorted(owner.values(), reverse=True)))
 
 
+@pytest.mark.slow
 def test_results_keep_to_the_classes_asked_for(image: np.ndarray, tmp_path: Path) -> None:
     net = _checkpoint(lively_detector("retinanet", quality="iou", width=32, nc=3), tmp_path)
     chosen = {"imgsz": SIZE, "conf": 0.01, "verbose": False, "nms_by": "iou"}

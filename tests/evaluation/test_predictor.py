@@ -14,6 +14,7 @@ from mlc_yolo.evaluation.predictor import MLCPredictor
 SIZE = 96
 
 
+@pytest.mark.slow
 def test_the_resize_of_a_call_survives_a_predictor_made_anew_and_ends_with_the_call(
     iou_aware: Any, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ CASES: dict[str, tuple[Tensor, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hours_pass")
 @pytest.mark.parametrize("name", CASES)
 def test_detections_are_ultralytics_bit_for_bit_while_hours_pass(name: str) -> None:

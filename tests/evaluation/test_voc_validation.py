@@ -91,6 +91,7 @@ def test_the_numbers_stand_in_the_row_all_only_when_asked_for(voc_set: Path, run
     assert not keys & set(_validate(voc_set, run_dir).metrics.results_dict)
 
 
+@pytest.mark.slow
 def test_a_data_set_without_flags_has_no_difficult_objects(tiny_data: Path, run_dir: Path) -> None:
     model = DetectionModel(SMALL, nc=3, verbose=False).eval()
     model.names = dict(enumerate(("square", "disc", "cross")))

@@ -86,6 +86,7 @@ def test_one_command_writes_a_png_and_an_svg(kind: str, yolo: MLCYOLO, tiny_data
     assert description.endswith(".")
 
 
+@pytest.mark.slow
 def test_the_curves_need_no_model(run_dir: Path) -> None:
     png, svg = draw_figure("amplification", project=str(run_dir), name="curves")
     assert png.parent == svg.parent == run_dir / "curves"
@@ -133,6 +134,7 @@ def test_positives_are_the_assigners_and_static_ones_those_of_the_prior_iou(
     assert any(not torch.equal(each.static, each.l2c) for each in images)
 
 
+@pytest.mark.slow
 def test_resize_overrules_the_models_own(
     lively: MLCYOLO, yolo: MLCYOLO, tiny_data: Path, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +250,7 @@ def test_the_models_keep_their_weights_and_their_predictors(
     assert lively.predictor is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changes", "error", "message"),
     [

@@ -56,6 +56,7 @@ def _image(height: int = 64, width: int = 128) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_confidence_is_class_score_times_predicted_iou_and_boxes_are_untouched(name: str) -> None:
     model, stock = _iou_aware(name), _model(name)
@@ -257,6 +258,7 @@ def test_tensors_of_another_class_count_are_reported_missing() -> None:
     assert load_stock_weights(_iou_aware(), {"ema": None, "model": other}, verbose=False) == (349, 355)
 
 
+@pytest.mark.slow
 def test_an_iou_checkpoint_keeps_its_channel_or_loses_it_and_nothing_else() -> None:
     source = _iou_aware(seed=1)
     kept, dropped = _iou_aware(), _model()

@@ -63,6 +63,7 @@ def data(tmp_path: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # upstream leaves broken files open
 @pytest.mark.parametrize("assigner", ["tal", "mlc", "mutual_guidance"])
 def test_a_training_leaves_out_what_is_broken_and_ends(

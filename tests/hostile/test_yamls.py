@@ -222,6 +222,7 @@ VALUES = st.one_of(
 KEYS = ["path", "train", "val", "test", "minival", "names", "nc", "channels", "download", "validation"]
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     changes=st.dictionaries(st.sampled_from(KEYS), VALUES, min_size=1, max_size=3),

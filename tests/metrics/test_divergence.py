@@ -56,6 +56,7 @@ def test_every_segment_equals_scipy_with_ties_constants_and_few_values(
     np.testing.assert_allclose(rho, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_thousand_random_segments_equal_scipy() -> None:
     rng = np.random.default_rng(0)
     segments = rng.integers(0, 1000, 12_000)

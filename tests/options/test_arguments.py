@@ -87,6 +87,7 @@ def _calls(name: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_arguments_are_told_apart_in_one_place() -> None:
     validators = {"evaluation/validator.py", "training/task_trainers.py"}  # upstream's take its own arguments alone
     assert set(_calls("stock_only")) <= {"options/arguments.py", *validators}

@@ -124,6 +124,7 @@ def test_mutual_guidances_rows_say_where_they_leave_the_authors_code() -> None:
         assert (static, guided) == ("_static" in file.stem, "_static" not in file.stem), file
 
 
+@pytest.mark.slow
 def test_mutual_guidances_batch_normalisation_has_the_momentum_that_the_rows_say() -> None:
     for name in {read_row(file).arguments["model"] for file in PAPER.glob("mg_*.yaml")}:
         config = find_config(name)
@@ -168,6 +169,7 @@ def test_semi_supervised_rows_take_the_steps_of_published_protocols(start: str, 
             assert row["imgsz"] % 64 == 0  # half of it is still a multiple of the stride 32
 
 
+@pytest.mark.slow
 def test_rows_of_one_detector_and_schedule_differ_in_the_papers_switches_alone() -> None:
     switches = {"assigner", "assigner_warmup", "quality", "iou_training", "iou_gain", "iou_warmup"}
     switches |= {"align_gain", "rescore", "nms_by"}

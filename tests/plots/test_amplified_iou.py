@@ -57,6 +57,7 @@ def test_the_panel_of_pairs_counts_those_lifted_over_the_threshold() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pairs", [None, PAIRS, Pairs(torch.zeros(0), torch.zeros(0), 1.5, "nothing")])
 def test_it_is_drawn_with_pairs_without_and_with_none_of_them(pairs: Pairs | None) -> None:
     figure = amplification_figure(pairs)

@@ -97,6 +97,7 @@ def test_objects_are_white_and_dashed_in_every_panel() -> None:
         assert {patch.get_linestyle() for patch in found} == {"--"}
 
 
+@pytest.mark.slow
 def test_only_the_view_is_shown_in_its_own_proportions() -> None:
     tall = guided(view=(10.0, 0.0, 40.0, 60.0))
     figure = guidance_figure([tall, guided()])

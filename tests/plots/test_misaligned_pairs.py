@@ -161,6 +161,7 @@ def test_titles_count_here_and_in_all_images() -> None:
     assert len(figure.legends[0].get_texts()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", [(0, 0), (60, 0), (0, 70), (60, 70)])
 def test_labels_stay_within_the_image(place: tuple[int, int]) -> None:
     x, y = place

@@ -205,6 +205,7 @@ def test_one_seed_is_no_verdict_on_the_options_in_the_csv_the_console_and_the_pa
     assert not re.search('class="(better|worse|number shown)"', html)
 
 
+@pytest.mark.slow
 def test_a_verdict_of_three_seeds_is_on_the_options(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     compared = comparison_of(tmp_path / "three", tiny_data, images=images, seed=[0, 1, 2])
     html = page_of(compared)
@@ -258,6 +259,7 @@ def test_reliability_and_errors_are_those_of_the_records(comparison: Comparison,
     assert float(rows["All errors"]) == pytest.approx(total, abs=0.05)
 
 
+@pytest.mark.slow
 def test_several_data_sets_each_have_their_sections(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     other = tmp_path / "other.yaml"
     other.write_text(tiny_data.read_text())
@@ -312,6 +314,7 @@ def test_a_photograph_of_colours_keeps_them_with_and_without_alpha(alpha: list[i
         assert _mean_of_bands(photograph_of(path)) == pytest.approx([60, 130, 200], abs=3)
 
 
+@pytest.mark.slow
 def test_images_that_are_gone_are_passed_over(tmp_path: Path, tiny_data: Path, images: list[str]) -> None:
     gone = [*images[:6], *(f"/nowhere/{i}.png" for i in range(6))]
     html = page_of(comparison_of(tmp_path / "gone", tiny_data, images=gone))

@@ -116,6 +116,7 @@ def _one(task: TaskAssignment, image: int) -> TaskAssignment:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scene", SCENES)
 @pytest.mark.parametrize("assigner", ASSIGNERS)
 @pytest.mark.parametrize(
@@ -141,6 +142,7 @@ def test_losses_equal_a_slow_reference(kind: str, quality: str, assigner: str, s
         assert items["pos_cls"] == items["pos_loc"] == losses[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "quality"), [*DETECTORS, ("fcos", "centerness"), ("retinanet", "none")])
 @pytest.mark.parametrize("scene", SCENES)
 def test_every_parameter_gets_a_finite_gradient_even_without_objects(kind: str, quality: str, scene: str) -> None:

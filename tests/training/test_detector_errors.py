@@ -67,6 +67,7 @@ def test_options_a_model_cannot_have_touch_no_file(
     assert not list(run_dir.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "weights", "message"),
     [
@@ -91,6 +92,7 @@ def test_weights_of_another_detector_are_refused(
     assert not list(run_dir.rglob("*.pt"))
 
 
+@pytest.mark.slow
 def test_torchvision_weights_are_for_fresh_detectors_they_fit(tiny_data: Path, run_dir: Path, tmp_path: Path) -> None:
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")
     options = {**TINY, "data": str(tiny_data), "project": str(run_dir), "pretrained": str(tmp_path / "resnet18.pth")}

@@ -34,6 +34,7 @@ def test_the_conventions_of_a_checkpoint_come_with_its_weights(tmp_path: Path) -
         torch.testing.assert_close(model.model.eval()(image)[0], source(image)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [{}, {"norm": "batch", "trainable_stages": 5}, {"trainable_stages": 1}])
 def test_a_yaml_decides_how_a_backbone_loads(keys: dict[str, Any], tmp_path: Path) -> None:
     torch.save(resnet18(weights=None).state_dict(), tmp_path / "resnet18.pth")

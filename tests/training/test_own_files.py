@@ -67,6 +67,7 @@ def test_a_forward_hook_of_ones_own_is_announced_and_the_run_ends(
     model.val(data=str(tiny_data), imgsz=64, plots=False, project=str(run_dir))
 
 
+@pytest.mark.slow
 def test_nothing_is_announced_of_a_model_without(
     tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ class OwnTrainer(DetectionTrainer):
         return OwnModel(cfg, nc=self.data["nc"], verbose=False)
 
 
+@pytest.mark.slow
 def test_a_model_in_memory_is_validated_without_permission_whatever_its_class(tiny_data: Path, run_dir: Path) -> None:
     model = MLCYOLO(SMALL)
     model.train(OwnTrainer, **_arguments(tiny_data, run_dir))

@@ -27,6 +27,7 @@ def sums(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "assigner"), [("yolo11", "mlc"), ("yolo26", "mlc"), ("yolo11", "tal"), ("fcos", "")])
 def test_a_supervised_step_asks_the_other_ranks_once(name: str, assigner: str, sums: list[int]) -> None:
     model = learner(name)

@@ -107,6 +107,7 @@ def test_descending_brings_the_student_to_the_teacher() -> None:
 # What is touched ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_net
 @pytest.mark.parametrize("mode", ["pseudo", "soft", "sed"])
 def test_no_gradient_and_no_statistic_reaches_the_teacher(name: str, mode: str) -> None:

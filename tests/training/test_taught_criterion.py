@@ -41,6 +41,7 @@ def gradient(model: Any) -> dict[str, Tensor]:
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11", "yolo26", "retinanet", "fcos"])
 def test_a_student_that_is_its_teacher_learns_from_labels_alone(name: str, tmp_path: Path) -> None:
     student = learner(name)
@@ -94,6 +95,7 @@ def test_classes_that_the_teacher_lacks_are_learned_from_labels_alone(tmp_path: 
         assert layers[-1].bias.grad.ne(0).tolist() == [False, False, True]
 
 
+@pytest.mark.slow
 def test_boxes_are_taught_by_distributions_or_by_overlap_but_not_by_both(tmp_path: Path) -> None:
     model = learner("yolo11")
     for teacher, term in (("yolov8", "distributions"), ("yolo26", "boxes")):

@@ -65,6 +65,7 @@ def test_a_teacher_is_frozen(tmp_path: Path) -> None:
     assert not any("one2one" in name for name in before)  # nothing is spent on a branch that does not teach
 
 
+@pytest.mark.slow
 def test_classes_are_matched_by_name(tmp_path: Path) -> None:
     model = detector("yolo11n", {0: "Cross", 1: "lion", 2: "square"})
     with torch.no_grad():

@@ -102,6 +102,7 @@ def expected_detections(model: MLCYOLO | Path, image: np.ndarray, **options: Any
     return found
 
 
+@pytest.mark.slow
 def test_a_warped_prediction_is_that_of_the_stretched_image_scaled_back(warped: Path) -> None:
     together = MLCYOLO(warped).predict(pictures(), imgsz=SIZE, conf=0.25, verbose=False, batch=2)
     for image, among in zip(pictures(), together, strict=True):
@@ -159,6 +160,7 @@ def test_exporting_says_what_the_file_does_not(warped: Path, caplog: pytest.LogC
     assert any("validate it with resize=warp" in record.message for record in caplog.records)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("direct", [False, True])
 def test_validation_writes_what_prediction_finds(direct: bool, warped: Path, shapes: Path, run_dir: Path) -> None:
     options = {"data": str(shapes), "imgsz": SIZE, "conf": 0.25, "max_det": 20, "batch": 2, "plots": False}
