@@ -121,7 +121,7 @@ def test_two_ranks_equal_one_process(assigner: str, tmp_path: Path) -> None:
     batches = _batches(assigner)
     for (name, images, rows), *shares in zip(batches, *map(torch.load, files), strict=True):
         expected = _step(*learner, images, rows)
-        tolerance = 1e-5 * expected.abs().max().item()
+        tolerance = 1e-4 * expected.abs().max().item()  # a forgotten all-reduce is off by half or more
         torch.testing.assert_close(
             sum(shares), expected, rtol=1e-3, atol=tolerance, msg=lambda text, at=name: f"{at}: {text}"
         )
