@@ -24,10 +24,10 @@ def keep_best(pairs: Pairs, objects: Objects, values: Tensor, *, batch: int, anc
     """
     key = anchor_key(pairs, objects, anchors)
     best = values.new_full((batch * anchors,), -torch.inf).scatter_reduce_(0, key, values, "amax")
-    is_best = values == best[key]
+    is_best = values == best.index_select(0, key)
     contender = torch.where(is_best, pairs.object, len(objects))
     first = contender.new_full((batch * anchors,), len(objects)).scatter_reduce_(0, key, contender, "amin")
-    return is_best & (pairs.object == first[key])
+    return is_best & (pairs.object == first.index_select(0, key))
 
 
 def anchor_key(pairs: Pairs, objects: Objects, anchors: int) -> Tensor:

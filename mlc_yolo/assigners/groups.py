@@ -26,7 +26,7 @@ def best_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:
     Returns:
         (P,).
     """
-    return values.new_zeros(num_groups).scatter_reduce_(0, group, values, "amax")[group]
+    return values.new_zeros(num_groups).scatter_reduce_(0, group, values, "amax").index_select(0, group)
 
 
 def rank_in_group(values: Tensor, group: Tensor, num_groups: int) -> Tensor:

@@ -102,9 +102,9 @@ class MutualLabeling:
         """
         owner = claims.pairs.object
         threshold, defined = segmented_otsu(quality, owner, len(objects))
-        relabelled = defined[owner]
-        positive = torch.where(relabelled, quality > threshold[owner], claims.positive)
-        margin = (quality - threshold[owner]).abs().float().nan_to_num_(nan=1.0).pow(self.alpha)
+        relabelled, cut = defined.index_select(0, owner), threshold.index_select(0, owner)
+        positive = torch.where(relabelled, quality > cut, claims.positive)
+        margin = (quality - cut).abs().float().nan_to_num_(nan=1.0).pow(self.alpha)
 
         full_weight = positive if claims.soft else claims.positive
         weight = torch.where(full_weight | ~relabelled, 1.0, margin)

@@ -86,13 +86,13 @@ def _extents_touching(objects: Objects, own: Tensor, boxes: Tensor) -> Pairs:
     # Of a run with a nan the smallest and the largest are nan: that is not apart, for the sake of its other anchors.
     owner, run = apart.logical_not_().nonzero(as_tuple=True)
 
-    row = image.expand(len(objects))[owner] * left.shape[1] + run
-    touches = left.flatten(0, 1).index_select(0, row) < x2[owner]
-    touches &= top.flatten(0, 1).index_select(0, row) < y2[owner]
-    touches &= right.flatten(0, 1).index_select(0, row) > x1[owner]
-    touches &= bottom.flatten(0, 1).index_select(0, row) > y1[owner]
+    row = image.expand(len(objects)).index_select(0, owner) * left.shape[1] + run
+    touches = left.flatten(0, 1).index_select(0, row) < x2.index_select(0, owner)
+    touches &= top.flatten(0, 1).index_select(0, row) < y2.index_select(0, owner)
+    touches &= right.flatten(0, 1).index_select(0, row) > x1.index_select(0, owner)
+    touches &= bottom.flatten(0, 1).index_select(0, row) > y1.index_select(0, owner)
     hit, place = touches.nonzero(as_tuple=True)
-    return Pairs(owner[hit], run[hit] * RUN + place)
+    return Pairs(owner.index_select(0, hit), run.index_select(0, hit) * RUN + place)
 
 
 def pairs_inside(objects: Objects, points: Tensor) -> Pairs:

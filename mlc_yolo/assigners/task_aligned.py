@@ -73,8 +73,8 @@ class AlignedClaims(Claims):
         top = metric.new_zeros((2, num_objects))
         top[0].scatter_reduce_(0, self.pairs.object, metric, "amax")
         top[1].scatter_reduce_(0, self.pairs.object, overlap, "amax")
-        best_metric, best_overlap = top[0][self.pairs.object], top[1][self.pairs.object]
-        return metric * best_overlap / (best_metric + 1e-9)
+        best = top.index_select(1, self.pairs.object)
+        return metric * best[1] / (best[0] + 1e-9)
 
 
 class TaskAligned:
@@ -158,7 +158,7 @@ def pairs_in_widened(objects: Objects, priors: Priors) -> Pairs:
 def claims_of_anchor(pairs: Pairs, objects: Objects, claimed: Tensor, *, batch: int, anchors: int) -> Tensor:
     """Step 3: how many objects claim each pair's anchor, (P,) int64; `claimed` is (P,) bool."""
     key = anchor_key(pairs, objects, anchors)
-    return count_in_group(key, batch * anchors, of=claimed)[key]
+    return count_in_group(key, batch * anchors, of=claimed).index_select(0, key)
 
 
 def winners(
