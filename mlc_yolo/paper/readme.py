@@ -17,8 +17,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
+from scipy.special import stdtrit
 
 from mlc_yolo.paper.reproduce import PAPER_IMAGES
 from mlc_yolo.paper.rows import read_row
@@ -45,32 +47,53 @@ PAPERS = {
     **{f"mg_table{number}": f"Mutual Guidance, table {number}" for number in (1, 2)},
     **{f"sed_{share}pct": f"SED, {share} % of the labels" for share in (5, 10)},
 }
-#: The README's table: what was trained -> model, data, the row without and the row with a method, and that method.
-SUMMARY = {
-    "YOLO11n from scratch, blood cells": ("yolo11n", "bccd-416/data.yaml", "yolo_stock", "yolo_mlc_iou", "MLC"),
-    "the same": ("yolo11n", "bccd-416/data.yaml", "yolo_stock", "yolo_teacher", "a teacher"),
-    "YOLOv8n fine-tuned, playing cards": (
-        "yolov8n_from_int8",
-        "cards6-416/data.yaml",
-        "yolo_stock",
-        "yolo_mlc_iou",
-        "MLC",
+
+
+class Pair(NamedTuple):
+    """A line of the README's table: what was trained, on what, the row without a method, the row with it, its name."""
+
+    trained: str
+    model: str
+    data: str
+    epochs: int
+    without: str
+    method: str
+    called: str
+
+
+_CELLS, _CARDS, _BOARDS = "bccd-416/data.yaml", "cards6-416/data.yaml", "deeppcb-320/data.yaml"
+SUMMARY = (
+    Pair("YOLO11n from scratch, blood cells", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_mlc_iou", "MLC"),
+    Pair("the same", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_teacher", "a teacher"),
+    Pair("YOLOv8n fine-tuned, playing cards", "yolov8n_from_int8", _CARDS, 12, "yolo_stock", "yolo_mlc_iou", "MLC"),
+    Pair(
+        "YOLOv8n fine-tuned, circuit boards, 4 epochs",
+        "yolov8n",
+        _BOARDS,
+        4,
+        "yolo_tuned_stock",
+        "yolo_tuned_product",
+        "predicted IoU",
     ),
-    "FCOS without centerness, blood cells": (
+    Pair(
+        "FCOS without centerness, blood cells",
         "fcos-r18w128",
-        "bccd-416/data.yaml",
+        _CELLS,
+        7,
         "mlc_table1_fcos_minus",
         "mlc_table3_fcos_mlc",
         "MLC",
     ),
-    "RetinaNet, blood cells": (
+    Pair(
+        "RetinaNet, blood cells",
         "retinanet-r18w128",
-        "bccd-416/data.yaml",
+        _CELLS,
+        7,
         "mlc_table3_retinanet",
         "mlc_table3_retinanet_mlc",
         "MLC",
     ),
-}
+)
 
 Line = Mapping[str, str]
 
@@ -145,7 +168,7 @@ def results_section(lines: Sequence[Line]) -> str:
 
 
 def summary_table(lines: Sequence[Line]) -> str:
-    """Return the README's table: AP without and with a method, and their difference.
+    """Return the README's table: AP without and with a method, and what that gains, with its interval over seeds.
 
     Args:
         lines: of results.csv.
@@ -154,22 +177,45 @@ def summary_table(lines: Sequence[Line]) -> str:
         ValueError: a row of `SUMMARY` has no line, or a pair's rows differ in their seeds or in the length of training.
     """
     body = []
-    for trained, (model, data, without, method, called) in SUMMARY.items():
-        pair = [
-            [line for line in lines if (line["model"], line["data"], line["row"]) == (model, data, row)]
-            for row in (without, method)
-        ]
-        seeds = [sorted(line["seed"] for line in runs) for runs in pair]
-        if seeds[0] != seeds[1] or len({tuple(line[name] for name in ALIKE) for runs in pair for line in runs}) != 1:
-            raise ValueError(
-                f"results.csv must have {without} and {method} of {model} on {data}, trained alike with the same "
-                f"seeds, and has seeds {seeds[0]} and {seeds[1]}. Run what is missing, or change SUMMARY."
+    for pair in SUMMARY:
+        alike = (pair.model, pair.data, str(pair.epochs))
+        runs = [
+            sorted(
+                (
+                    line
+                    for line in lines
+                    if (line["model"], line["data"], line["epochs"]) == alike and line["row"] == row
+                ),
+                key=lambda line: int(line["seed"]),
             )
-        values = [[line["AP"] for line in runs] for runs in pair]
-        difference = statistics.mean(map(float, values[1])) - statistics.mean(map(float, values[0]))
-        spreads = [_spread(texts, SHOWN["AP"][1]) for texts in values]
-        body.append([trained, spreads[0], called, spreads[1], f"{difference:+.1f}", str(len(seeds[0]))])
-    return _grid(["what is trained", "plain", "with", "AP then", "difference", "seeds"], body)
+            for row in (pair.without, pair.method)
+        ]
+        seeds = [[line["seed"] for line in of_row] for of_row in runs]
+        if seeds[0] != seeds[1] or len({tuple(line[name] for name in ALIKE) for one in runs for line in one}) != 1:
+            raise ValueError(
+                f"results.csv must have {pair.without} and {pair.method} of {pair.model} on {pair.data}, trained alike "
+                f"with the same seeds, and has seeds {seeds[0]} and {seeds[1]}. Run what is missing, or change SUMMARY."
+            )
+        plain, with_it = (statistics.mean(float(line["AP"]) for line in of_row) for of_row in runs)
+        gains = [
+            _gain([float(b[name]) - float(a[name]) for a, b in zip(*runs, strict=True)]) for name in ("AP", "AP75")
+        ]
+        body.append([pair.trained, pair.called, f"{plain:.1f}", f"{with_it:.1f}", *gains, str(len(seeds[0]))])
+    return _grid(["what is trained", "with", "AP without", "AP with", "AP gained", "AP75 gained", "seeds"], body)
+
+
+def _gain(differences: Sequence[float]) -> str:
+    """Return the mean of paired differences and, of several, its 95 % interval after Student's t.
+
+    Example:
+        >>> _gain([1.0, 2.0, 3.0]), _gain([0.5])
+        ('+2.0 [-0.5, 4.5]', '+0.5')
+    """
+    mean = statistics.mean(differences)
+    if len(differences) == 1:
+        return f"{mean:+.1f}"
+    half = stdtrit(len(differences) - 1, 0.975) * statistics.stdev(differences) / len(differences) ** 0.5
+    return f"{mean:+.1f} [{mean - half:.1f}, {mean + half:.1f}]"
 
 
 def options_table() -> str:
