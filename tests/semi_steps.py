@@ -17,10 +17,10 @@ from ultralytics.utils import DEFAULT_CFG
 from mlc_yolo.assigners import Schedule, yolo_assigner
 from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
+from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.semi_criterion import SemiLoss
 from mlc_yolo.training.view_teachers import RunningAverage
-from mlc_yolo.training.yolo_criterion import build_criterion
 
 LABELS = {
     "batch_idx": torch.tensor([0.0, 1.0]),

@@ -12,15 +12,14 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from ultralytics.nn.tasks import OBBModel
+from torch import Tensor
 from ultralytics.utils.loss import v8OBBLoss
 
 from mlc_yolo.assigners import Predictions, Targets
 from mlc_yolo.box_kinds import ORIENTED, BoxKind
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.ranks import Losses, Pending
-from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss, PerTaskLoss, YoloSchedule, with_stock_assignment
+from mlc_yolo.training.yolo_criterion import PerTaskLoss
 
 #: The shortest side of an object that is learned, in px, as in upstream's loss.
 _SHORTEST = 2.0
@@ -69,27 +68,3 @@ class OrientedLoss(PerTaskLoss, v8OBBLoss):
         predictions, priors, targets = super()._inputs(preds, batch, priors, decoded)
         learned = targets.valid & (targets.boxes[..., 2:4] >= _SHORTEST).all(-1)
         return predictions, priors, replace(targets, valid=learned)
-
-
-def build_oriented_criterion(
-    model: OBBModel, *, schedule: YoloSchedule, **common: Any
-) -> OrientedLoss | PerTaskE2ELoss:
-    """Return the criterion that fits the head of a model of oriented boxes.
-
-    Args:
-        model: unwrapped model on its device, `args` attached.
-        schedule: what trains by epoch.
-        **common: other arguments of `PerTaskLoss`.
-
-    Returns:
-        A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
-    """
-
-    def branch(model: nn.Module, tal_topk: int = 10, tal_topk2: int | None = None) -> OrientedLoss:
-        own = schedule if tal_topk2 is None else with_stock_assignment(schedule)
-        return OrientedLoss(model, tal_topk, tal_topk2, schedule=own, **common)
-
-    layers: Any = model.model
-    if getattr(layers[-1], "one2one_cv2", None) is not None:
-        return PerTaskE2ELoss(model, branch)
-    return branch(model)

@@ -1,7 +1,8 @@
 """The criteria of segmentation and pose: an assigner decides, Ultralytics' own losses learn masks and keypoints.
 
-1. Where the schedule holds `STOCK`, upstream's criterion runs, to the bit.
+1. Where the schedule holds `STOCK` and the head has no IoU channel, upstream's criterion runs, to the bit.
 2. Any other assigner decides per task, and class and box losses are those of detection (`training.yolo_criterion`).
+   Under a channel upstream's own assignment goes the same way.
 3. Masks and keypoints are learned where boxes are: upstream's losses of them see localisation's positives, each with
    its object.
 
@@ -13,51 +14,56 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
-from ultralytics.nn.modules.head import Pose26, Segment, Segment26
-from ultralytics.nn.tasks import DetectionModel
+import torch
+from torch import Tensor
 from ultralytics.utils import loss as upstream
 from ultralytics.utils.loss import PoseLoss26, v8PoseLoss, v8SegmentationLoss
 
-from mlc_yolo.assigners import STOCK, Assignment, Predictions, Targets
+from mlc_yolo.assigners import STOCK, Assigner, Assignment, Predictions, Targets
 from mlc_yolo.priors import Priors
-from mlc_yolo.training.ranks import Losses
-from mlc_yolo.training.yolo_criterion import (
-    PerTaskE2ELoss,
-    PerTaskLoss,
-    YoloSchedule,
-    gather_boxes,
-    with_stock_assignment,
-)
+from mlc_yolo.training.ranks import Losses, Pending
+from mlc_yolo.training.upstream_assigner import as_assignment
+from mlc_yolo.training.yolo_criterion import PerTaskLoss, gather_boxes
 
-#: Key under which a step's positives travel through upstream's loss, in the dict of raw outputs that it hands on.
-_COUNTS = "positives"
+#: Key under which what upstream's loss knows nothing of travels through it, in the dict of raw outputs it hands on.
+_ASIDE = "aside"
 
 
 class BoxesAndMore(PerTaskLoss):
     """A criterion of boxes with something more at each anchor, which upstream's loss learns at the positives."""
 
-    def loss(self, preds: dict[str, Any], batch: dict[str, Any]) -> Losses:
-        """Return upstream's losses of the task times the images of the rank, and every named item for the log.
+    def prepare(self, preds: Any, batch: dict[str, Any], *, images: int | None = None) -> Pending[Losses]:
+        """Return upstream's losses of the task, with no normaliser to wait for: those of boxes are summed within.
 
         Args:
-            preds: raw head outputs: those of detection, and the task's own.
+            preds: raw head outputs: those of detection, and the task's own; or (decoded, raw outputs).
             batch: upstream's training batch, with the task's targets.
+            images: what multiplies the losses in place of the batch's B.
 
         Returns:
-            losses: one for each of `loss_names`.
-            items: the same by name, and pos_cls and pos_loc: the anchors trained as positive for each task, per image.
+            What finishes to losses, one for each of `loss_names` and one more with an IoU channel, and to items: the
+            same by name, pos_cls and pos_loc, the anchors trained as positive for each task, per image.
         """
-        counts: dict[str, Tensor] = {}
-        losses, items = super(PerTaskLoss, self).loss({**preds, _COUNTS: counts}, batch)
-        return losses, {**items, **counts}
+        preds = self.parse_output(preds)
+        own = len(preds["boxes"])
+
+        def finish(_: Tensor) -> Losses:
+            aside: dict[str, Tensor] = {}
+            losses, items = super(PerTaskLoss, self).loss({**preds, _ASIDE: aside}, batch)
+            if "iou" in preds:
+                iou_loss = aside.pop("iou_loss")
+                losses = torch.cat((losses, iou_loss[None] * own))
+                items["iou_loss"] = iou_loss.detach()
+            return losses if images is None else losses * (images / own), {**items, **aside}
+
+        return Pending(torch.zeros(0, device=self.device), finish)
 
     def get_assigned_targets_and_loss(self, preds: dict[str, Any], batch: dict[str, Any], **aware: Any) -> Any:
         """Assign both tasks and return what upstream's losses of masks and keypoints go by.
 
         Args:
-            preds: as for `loss`.
-            batch: as for `loss`.
+            preds: raw outputs, and a dict for what is none of upstream's.
+            batch: as for `prepare`.
             **aware: what upstream's own assigner compares beside boxes.
 
         Returns:
@@ -66,10 +72,12 @@ class BoxesAndMore(PerTaskLoss):
         """
         entry = self.schedule.at(self.epoch)
         if entry is STOCK:
-            assigned = super().get_assigned_targets_and_loss(preds, batch, **aware)
-            count = assigned[0][0].sum() / len(preds["boxes"])
-            preds[_COUNTS].update(pos_cls=count, pos_loc=count)
-            return assigned
+            if "iou" not in preds:
+                assigned = super().get_assigned_targets_and_loss(preds, batch, **aware)
+                count = assigned[0][0].sum() / len(preds["boxes"])
+                preds[_ASIDE].update(pos_cls=count, pos_loc=count)
+                return assigned
+            entry = self._upstreams_choice(preds, batch, **aware)
         decided: list[tuple[Assignment, Targets]] = []
 
         def deciding(predictions: Predictions, priors: Priors, targets: Targets) -> Assignment:
@@ -78,11 +86,28 @@ class BoxesAndMore(PerTaskLoss):
 
         losses, items = self._assigned_step(deciding, preds, batch, 1).over_ranks()  # upstream multiplies by images
         (assignment, targets), priors = decided[0], self._priors(preds)
-        preds[_COUNTS].update((name, items.pop(name)) for name in ("pos_cls", "pos_loc"))
+        preds[_ASIDE].update((name, items.pop(name)) for name in ("pos_cls", "pos_loc"))
+        if "iou" in preds:
+            items.pop("iou_loss")
+            losses, preds[_ASIDE]["iou_loss"] = losses[:-1], losses[-1]
         where = assignment.localization
         strides = priors.strides[:, None]
         boxes = gather_boxes(targets, where.gt_index)
         return (where.positive, where.gt_index.clamp(min=0), boxes, priors.points / strides, strides), losses, items
+
+    def _upstreams_choice(self, preds: dict[str, Any], batch: dict[str, Any], **aware: Any) -> Assigner:
+        """Return an assigner that says what upstream's says of this batch, by all that it compares.
+
+        Upstream's loss of boxes runs for its assignment alone; its losses know no predicted IoU.
+        """
+        chosen: list[Assignment] = []
+        watch = self.assigner.register_forward_hook(lambda module, args, out: chosen.append(as_assignment(*out[2:])))
+        try:
+            with torch.no_grad():
+                super().get_assigned_targets_and_loss(preds, batch, **aware)
+        finally:
+            watch.remove()
+        return lambda predictions, priors, targets: chosen[0]
 
 
 class MaskLoss(BoxesAndMore, v8SegmentationLoss):
@@ -99,44 +124,3 @@ class KeypointLoss(BoxesAndMore, v8PoseLoss):
 
 class KeypointLoss26(BoxesAndMore, PoseLoss26):
     """Boxes and keypoints of YOLO26."""
-
-
-class BoxesAndMoreE2E(PerTaskE2ELoss):
-    """Upstream's dual-branch loss over two of these: the schedule trains the one-to-many branch."""
-
-    def __call__(self, preds: Any, batch: dict[str, Any]) -> Losses:
-        """Return the weighted sum of both branches' losses and the items for the log, as `PerTaskE2ELoss` does."""
-        preds = self.one2many.parse_output(preds)
-        many, many_items = self.one2many.loss(preds["one2many"], batch)
-        one, one_items = self.one2one.loss(preds["one2one"], batch)
-        counts = {name: many_items[name] for name in ("pos_cls", "pos_loc")}
-        return many * self.o2m + one * self.o2o, {**one_items, **counts}
-
-
-def build_task_criterion(
-    model: DetectionModel, *, schedule: YoloSchedule, **common: Any
-) -> BoxesAndMore | BoxesAndMoreE2E:
-    """Return the criterion that fits the head of a segmentation or pose model.
-
-    Args:
-        model: unwrapped model on its device, `args` attached.
-        schedule: what trains by epoch.
-        **common: other arguments of `PerTaskLoss`.
-
-    Returns:
-        A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
-    """
-    layers: Any = model.model
-    head = layers[-1]
-    if isinstance(head, Segment):
-        kind: type[BoxesAndMore] = MaskLoss26 if isinstance(head, Segment26) else MaskLoss
-    else:
-        kind = KeypointLoss26 if isinstance(head, Pose26) else KeypointLoss
-
-    def branch(model: nn.Module, tal_topk: int = 10, tal_topk2: int | None = None) -> BoxesAndMore:
-        own = schedule if tal_topk2 is None else with_stock_assignment(schedule)
-        return kind(model, tal_topk, tal_topk2, schedule=own, **common)
-
-    if getattr(head, "one2one_cv2", None) is not None:
-        return BoxesAndMoreE2E(model, branch)
-    return branch(model)

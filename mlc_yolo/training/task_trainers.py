@@ -16,15 +16,12 @@ from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel
 
 from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
 from mlc_yolo.options.arguments import stock_only
-from mlc_yolo.training.oriented_criterion import build_oriented_criterion
-from mlc_yolo.training.task_criteria import build_task_criterion
 from mlc_yolo.training.trainer import MLCTrainer
 
 
 class _TaskTrainer(MLCTrainer):
     """What these tasks share."""
 
-    build_criterion = staticmethod(build_task_criterion)
     validator_class: ClassVar[type[DetectionValidator]]
 
     def get_validator(self) -> Any:
@@ -71,7 +68,6 @@ class MLCPoseTrainer(_TaskTrainer, PoseTrainer):
 class MLCOrientedTrainer(_TaskTrainer, OBBTrainer):
     """`OBBTrainer` whose assigner is chosen by options."""
 
-    build_criterion = staticmethod(build_oriented_criterion)
     validator_class = MLCOrientedValidator
 
     def new_network(self, cfg: Any, *, verbose: bool) -> OBBModel:

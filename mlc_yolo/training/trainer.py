@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,11 +26,11 @@ from mlc_yolo.detectors.weights import is_torchvision
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.options import specification as options
 from mlc_yolo.options.arguments import Arguments, of_checkpoint
+from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.durable import DurableTrainer
 from mlc_yolo.training.misfits import refuse_channels, refuse_devices, refuse_lengths, refuse_other_learning
 from mlc_yolo.training.networks import build_detector, build_yolo
-from mlc_yolo.training.yolo_criterion import build_criterion
 
 
 class MLCTrainer(DurableTrainer):
@@ -44,8 +43,6 @@ class MLCTrainer(DurableTrainer):
         >>> trainer = MLCTrainer(overrides={"model": "yolo11n.yaml", "assigner": "mlc"})  # doctest: +SKIP
         >>> trainer.train()  # doctest: +SKIP
     """
-
-    build_criterion: ClassVar[Callable[..., Any]] = staticmethod(build_criterion)  # of a YOLO
 
     args: Any
     model: Any
@@ -329,7 +326,7 @@ class MLCTrainer(DurableTrainer):
             model.criterion = DetectorLoss(model, **common, align_gain=self.args.align_gain)
         else:
             by_product = self.args.iou_training == "product" and self.args.rescore
-            model.criterion = self.build_criterion(model, **common, by_product=by_product)
+            model.criterion = build_criterion(model, **common, by_product=by_product)
         return model.criterion
 
     def _model_train(self) -> None:

@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.loss import E2ELoss, v8DetectionLoss
 
 from mlc_yolo.assigners import STOCK, Assigner, Predictions, Schedule, StockAssignment, Targets
@@ -331,41 +330,6 @@ class PerTaskE2ELoss(E2ELoss):
     def branches(self) -> list[tuple[str | None, PerTaskLoss, float]]:
         """Return name in the raw outputs, criterion and weight of both branches."""
         return [("one2many", self.one2many, self.o2m), ("one2one", self.one2one, self.o2o)]
-
-
-def build_criterion(
-    model: DetectionModel, *, schedule: YoloSchedule, prior_scale: float, iou_gain: float, by_product: bool = True
-) -> PerTaskLoss | PerTaskE2ELoss:
-    """Return the criterion that fits the model's head.
-
-    Args:
-        model: unwrapped detection model on its device, `args` attached.
-        schedule: what trains by epoch.
-        prior_scale: side of the square priors in strides.
-        iou_gain: factor of the predicted-IoU loss.
-        by_product: train the class loss through class score times predicted IoU, where the head has a channel.
-
-    Returns:
-        A callable `(preds, batch) -> (losses, items)` with settable `epoch` and `schedule`.
-    """
-
-    def branch(model: DetectionModel, tal_topk: int = 10, tal_topk2: int | None = None) -> PerTaskLoss:
-        # Upstream asks for a second, tighter top-k only for the one-to-one branch, which keeps its own assignment.
-        own = schedule if tal_topk2 is None else with_stock_assignment(schedule)
-        return PerTaskLoss(
-            model,
-            tal_topk,
-            tal_topk2,
-            schedule=own,
-            prior_scale=prior_scale,
-            iou_gain=iou_gain,
-            by_product=by_product,
-        )
-
-    layers: Any = model.model
-    if getattr(layers[-1], "one2one_cv2", None) is not None:
-        return PerTaskE2ELoss(model, branch)
-    return branch(model)
 
 
 def with_stock_assignment(schedule: YoloSchedule) -> YoloSchedule:

@@ -20,12 +20,12 @@ from mlc_yolo.assigners import STOCK, Schedule
 from mlc_yolo.detectors.config import find_config
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.heads.iou_aware import add_iou_channel
+from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.semi_criterion import SemiLoss
 from mlc_yolo.training.taught_criterion import TaughtLoss
 from mlc_yolo.training.teachers import load_teachers
 from mlc_yolo.training.view_teachers import RunningAverage
-from mlc_yolo.training.yolo_criterion import build_criterion
 
 from .measuring import DEVICE, Run, memory, show, timed
 

@@ -18,7 +18,7 @@ from ultralytics.utils.torch_utils import ModelEMA
 from mlc_yolo.assigners import Schedule, build_assigner
 from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
-from mlc_yolo.training.yolo_criterion import build_criterion
+from mlc_yolo.training.criteria import build_criterion
 
 from .measuring import DEVICE, ON_GPU, Run, memory, show, synchronizations, timed
 

@@ -18,8 +18,8 @@ from mlc_yolo.assigners import Assignment, Predictions, Schedule, Targets, build
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors
+from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
-from mlc_yolo.training.yolo_criterion import build_criterion
 
 ASSIGNERS = ["max_iou", "fcos", "atss", "mutual_guidance", "mlc"]
 NETS = ["yolo11n", "yolo26n", "retinanet"]

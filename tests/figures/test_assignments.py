@@ -23,7 +23,7 @@ from mlc_yolo.figures.assignments import draw_assignments
 from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.priors import Priors
-from mlc_yolo.training.yolo_criterion import build_criterion
+from mlc_yolo.training.criteria import build_criterion
 
 
 class Recorder:

@@ -20,8 +20,8 @@ from mlc_yolo.detectors.config import complete
 from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
+from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
-from mlc_yolo.training.yolo_criterion import build_criterion
 
 pytestmark = pytest.mark.usefixtures("narrow_backbones")
 

@@ -18,7 +18,7 @@ from ultralytics.utils.loss import E2ELoss, v8OBBLoss
 from mlc_yolo.assigners import Assignment, PointInBox, Predictions, Schedule, Targets, TaskAligned, yolo_assigner
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors
-from mlc_yolo.training.oriented_criterion import build_oriented_criterion
+from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.yolo_criterion import PerTaskE2ELoss
 
 ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc", "ddod"]
@@ -55,7 +55,7 @@ def _batch(objects: int = 5) -> dict[str, torch.Tensor]:
 
 
 def _criterion(model: Any, assigner: Any) -> Any:
-    return build_oriented_criterion(
+    return build_criterion(
         model, schedule=Schedule(assigner, assigner, 0, 0), prior_scale=5.0, iou_gain=1.0, by_product=True
     )
 

@@ -29,7 +29,7 @@ from mlc_yolo.heads.iou_aware import NEUTRAL_BIAS, add_iou_channel
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors, grid_priors
 from mlc_yolo.training import yolo_criterion as module
-from mlc_yolo.training.yolo_criterion import build_criterion
+from mlc_yolo.training.criteria import build_criterion
 
 ASSIGNERS = ["tal", "max_iou", "fcos", "atss", "mutual_guidance", "mlc"]
 
