@@ -18,7 +18,7 @@ from ultralytics.utils.checks import check_yaml
 from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.marker import read_marker, wants_warp, write_marker
 from mlc_yolo.checkpoints.sigma_scale import sigma_scale, store_sigma_scale
-from mlc_yolo.checkpoints.stock_export import NEEDS_STOCK, export_stock, to_stock
+from mlc_yolo.checkpoints.stock_export import NEEDS_STOCK, export_stock, needs_stock, to_stock
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 from mlc_yolo.detectors.model import DetectorModel
@@ -29,11 +29,12 @@ from mlc_yolo.evaluation.placement import Placing
 from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.task_validators import TASK_VALIDATORS
 from mlc_yolo.evaluation.validator import MLCValidator
-from mlc_yolo.heads.iou_aware import has_iou_channel, rank_by_iou, set_rescore
+from mlc_yolo.heads.iou_aware import rank_by_iou, set_rescore
 from mlc_yolo.metrics.coverage import Coverage
 from mlc_yolo.opening import OpenedYOLO
 from mlc_yolo.options import specification as options
 from mlc_yolo.options.arguments import Arguments
+from mlc_yolo.options.of_tasks import FOR_INFERENCE, FOR_TRAINING, because
 from mlc_yolo.training.misfits import (
     learns_without_labels,
     refuse_classes,
@@ -101,14 +102,15 @@ class MLCYOLO(OpenedYOLO):
             if isinstance(custom, type):
                 raise TypeError(f"assigner={custom.__name__} is a class; give an instance: {custom.__name__}()")
         learns = self.task in TASK_TRAINERS and trainer is None
-        arguments = self._arguments(kwargs, fitting=options.FOR_TASKS if learns else frozenset())
+        arguments = self._arguments(kwargs, fitting=FOR_TRAINING if learns else frozenset())
         asked = arguments.flat()
+        if learns or self.task == "detect":
+            self._refuse_misfits(arguments)
         if self.task != "detect":
             if custom is not None and not learns:
                 raise ValueError(f"no assigner object fits this training of a {self.task} model: leave it out")
             chosen = trainer if custom is None else partial(self._smart_load("trainer"), assigner=custom)
             return super().train(chosen, **self._looked_at(asked))
-        self._refuse_misfits(arguments)
         if asked.get("cfg"):
             asked.setdefault("trust", self.trust)  # which the file is not asked for
             asked.setdefault("save_dir", None)  # of the run the file comes from, which must not be written over
@@ -172,11 +174,9 @@ class MLCYOLO(OpenedYOLO):
         chosen = validator or self._smart_load("validator")
         if isinstance(chosen, type) and issubclass(chosen, MLCValidator):  # it resolves data, and takes our options
             chosen = partial(chosen, arguments=arguments)
-        elif arguments.explicit - {"trust"}:
-            names = ", ".join(sorted(arguments.explicit - {"trust"}))
-            raise ValueError(
-                f"{names}: needs a validator derived from MLCValidator, got {getattr(chosen, '__name__', chosen)}"
-            )
+        elif further := arguments.explicit - {"trust", *FOR_INFERENCE}:
+            got = getattr(chosen, "__name__", chosen)
+            raise ValueError(f"{', '.join(sorted(further))}: needs a validator derived from MLCValidator, got {got}")
         elif asked.get("data") is not None:
             asked["data"] = resolve_for_upstream(asked["data"], split=asked.get("split"))
         if not (asked.get("data") or self.overrides.get("data")):
@@ -269,7 +269,7 @@ class MLCYOLO(OpenedYOLO):
             path = export_stock(self.model, self._stock_path())
             LOGGER.info(f"Stock checkpoint, for plain Ultralytics: {path}")
             return str(path)
-        if target in NEEDS_STOCK and has_iou_channel(self.model):
+        if isinstance(self.model, torch.nn.Module) and needs_stock(self.model, target):
             if target == "imx" and getattr(self._head(), "rescore", False):
                 raise ValueError("format=imx cannot hold the predicted IoU: export with rescore=False")
             plain = YOLO(self.model_name or self.overrides.get("model"), task=self.task)
@@ -346,9 +346,10 @@ class MLCYOLO(OpenedYOLO):
         """
         arguments = Arguments.of(kwargs, trust=self.trust)
         if self.task != "detect" and (named := [n for n in kwargs if n in arguments.explicit - fitting]):
+            why = f" ({because(named)})" if self.task in TASK_TRAINERS else ""
             raise ValueError(
                 f"{', '.join(named)}: only for detection models, but '{self.overrides.get('model')}' is a {self.task} "
-                "model. Leave these options out, or use a detection model"
+                f"model{why}. Leave these options out, or use a detection model"
             )
         if self.task != "detect":
             return replace(arguments, explicit=arguments.explicit & fitting)
@@ -360,7 +361,7 @@ class MLCYOLO(OpenedYOLO):
         check_dict_alignment(
             known, dict(kwargs), allowed_custom_keys={"augmentations", "save_dir", "prompts", "persist"}
         )
-        arguments = self._arguments(kwargs)
+        arguments = self._arguments(kwargs, fitting=FOR_INFERENCE if self.task in TASK_TRAINERS else frozenset())
         chosen: dict[str, Any] = {n: arguments.ours[n] for n in ("rescore", "nms_by") if n in arguments.explicit}
         if not isinstance(self.model, torch.nn.Module):
             if "rescore" in chosen:
@@ -369,7 +370,7 @@ class MLCYOLO(OpenedYOLO):
                 raise ValueError(
                     "nms_by=iou chooses what a checkpoint's scores are, and an exported model's are fixed: leave it out"
                 )
-        elif self.task == "detect":
+        elif self.task in {"detect", *TASK_TRAINERS}:
             self._rank(**{**read_marker(self.model), **chosen})
         return arguments
 

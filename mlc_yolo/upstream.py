@@ -28,6 +28,7 @@
 | ... `bbox_decode(points, distances, angles)` gives (B, A, 5); `calculate_angle_loss` takes weights | oriented |
 | `Detect.fuse` leaves the branch in use, with modules whose names start as that branch's do | heads, teachers |
 | `forward` calls `forward_head(x, **one2many)`, then `_inference`, which calls `_get_decode_boxes` | IoU-aware head |
+| heads of tasks call `box_head[i](x[i])` once a level; their values follow the class scores | IoU-aware heads |
 | `C3.forward` is cv3(cat(m(cv1(x)), cv2(x))) | stock rewrite |
 | Hailo's exporter asks for `type(head) is Detect`; IMX's replaces `_inference` and counts modules | stock rewrite |
 | `DetectionModel.load` takes every tensor that agrees in name and shape | checkpoint |
@@ -111,13 +112,13 @@ such questions in the installed version's source and fails on one that is not li
 | `nn/tasks.py` | `_predict_augment`: is the head `Detect`? | `evaluation.augmentation` augments it |
 | `nn/tasks.py` | `parse_model`: which layer is a row's? | a head becomes ours after the model was built |
 | `engine/exporter.py` | Hailo: is the head one of these? | YOLO goes as the stock rewrite, others are refused |
-| `engine/exporter.py` | Hailo: is it YOLO26's segment, pose, OBB head? | neither is a detection head |
+| `engine/exporter.py` | Hailo: is it YOLO26's segment, pose, OBB head? | it goes as the stock rewrite |
 | `engine/model.py` | is the predictor of the class asked for? | made anew where it is not |
 | `models/yolo/model.py` | the same, of YOLOE's predictor | YOLOE is refused |
 | `models/yolo/classify/predict.py` | are these torchvision's transforms? | classification is upstream's own |
 | `solutions/solutions.py` | is it an `ObjectCropper`? | solutions are upstream's own |
 | `utils/callbacks/base.py` | has the class "Trainer" in its name? | every trainer of ours has |
-| `utils/export/*.py` | is it `Pose`, `Segment` or `Pose26`? | none is a detection head |
+| `utils/export/*.py` | is it `Pose`, `Segment` or `Pose26`? | it goes as the stock rewrite |
 | `utils/benchmarks.py` | is it an `AssertionError`? | with `verbose`, any other error ends a benchmark |
 | `utils/torch_utils.py` | are there quantised layers? | layers are upstream's |
 

@@ -38,7 +38,7 @@ from ultralytics.models.yolo.segment import SegmentationValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules.block import TorchVision
-from ultralytics.nn.modules.head import OBB, Detect
+from ultralytics.nn.modules.head import OBB, OBB26, Detect, Pose, Pose26, Segment, Segment26
 from ultralytics.nn.tasks import DetectionModel, OBBModel
 from ultralytics.utils import DEFAULT_CFG, patches
 from ultralytics.utils.checks import check_suffix
@@ -178,6 +178,25 @@ def test_box_loss_weighs_by_target_scores_and_divides_by_their_sum() -> None:
 
     first, second = value([1, 0, 9, 9], 1), value([0, 1, 9, 9], 1)
     torch.testing.assert_close(value([0.5, 2, 9, 9], 4), (0.5 * first + 2 * second) / 4)
+
+
+@pytest.mark.parametrize("head", [Segment, Segment26, Pose, Pose26, OBB, OBB26])
+def test_heads_of_tasks_call_each_tower_once_and_put_their_values_after_class_scores(head: Any) -> None:
+    made = head(nc=3, ch=(16, 16)).eval()
+    made.stride = torch.tensor([8.0, 16.0])
+    images, calls = [torch.rand(1, 16, 8, 8), torch.rand(1, 16, 4, 4)], [0, 0]
+
+    def counting(level: int) -> Any:
+        def tower(features: torch.Tensor) -> torch.Tensor:
+            calls[level] += 1
+            return made.cv2[level](features)  # type: ignore[no-any-return]
+
+        return tower
+
+    raw = made.forward_head(images, **{**made.one2many, "box_head": [counting(0), counting(1)]})
+    assert calls == [1, 1] and "iou" not in raw
+    decoded = made._inference(raw)
+    assert torch.equal(decoded[:, 4:7], raw["scores"].sigmoid()) and decoded.shape[1] > 7
 
 
 @pytest.mark.parametrize("end2end", [False, True])

@@ -3,7 +3,7 @@
 The rewritten checkpoint opens in plain Ultralytics with no trace of this package, restricted loading included. It also
 serves the exporters that know stock heads only (`NEEDS_STOCK`).
 
-1. `Detect` takes the sigmoid of its class logits, so the class branch must give the log-odds z of
+1. A stock head takes the sigmoid of its class logits, so the class branch must give the log-odds z of
    p = sigmoid(a) * sigmoid(b), a being the class logit and b the IoU logit.
 2. With 1/p = (1 + e^-a)(1 + e^-b): z = -log(1/p - 1) = -log(e^-a + e^-b + e^-(a+b)) = a - s(s(a) - b), where
    s(x) = log(1 + e^x) is the softplus.
@@ -27,43 +27,50 @@ from pathlib import Path
 import torch
 from torch import nn
 from ultralytics import __version__
-from ultralytics.nn.modules import C3, Detect
-from ultralytics.nn.tasks import DetectionModel
+from ultralytics.nn.modules import C3
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import whole_files
 from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.half_precision import to_half
 from mlc_yolo.faults import begin_work
-from mlc_yolo.heads.iou_aware import IoUAwareDetect
+from mlc_yolo.heads.iou_aware import IoUAwareDetect, IoUAwarePose26, stock_head
 
-__all__ = ["NEEDS_STOCK", "export_stock", "to_stock"]
+__all__ = ["NEEDS_STOCK", "export_stock", "needs_stock", "to_stock"]
 
 #: Export formats (the `format` argument) that must be given `to_stock(model)`. IMX replaces `_inference`, so it would
 #: drop the predicted IoU without a word; Hailo refuses subclasses of `Detect`. IMX also counts layers, and so refuses
 #: the rewritten head: what it takes is the rewrite of a model with `rescore` off, which is the stock head.
 NEEDS_STOCK: frozenset[str] = frozenset({"hailo", "imx"})
+#: Formats whose exporter decodes keypoints as YOLO26's where the head's class is `Pose26` itself, as others elsewhere.
+_TELLS_POSE26 = frozenset({"edgetpu", "executorch"})
+
+_STOCK = (DetectionModel, SegmentationModel, PoseModel, OBBModel)
 
 
 def to_stock(model: DetectionModel) -> DetectionModel:
-    """Copy a detection model into stock layers with the same outputs.
+    """Copy a model into stock layers with the same outputs.
 
     Boxes are equal bit for bit; scores differ by float32 rounding, 3e-7 at most. A head with `rescore` off, or a stock
     one, keeps its class branch: only the channel is dropped.
 
     Args:
-        model: a detection model, IoU-aware or stock, fused or not; it is not changed.
+        model: a model of detection, segmentation, pose or oriented boxes, IoU-aware or stock, fused or not; it is not
+            changed.
 
     Returns:
-        A `DetectionModel` with a `Detect` head, on the device and in the dtype of `model`. It carries no criterion.
+        Upstream's model of the task with its own head, on the device and in the dtype of `model`. It carries no
+        criterion.
 
     Raises:
-        TypeError: `model` is not a detection model.
+        TypeError: `model` is of another kind.
     """
     if not isinstance(model, DetectionModel):
         raise TypeError(f"expected a detection model, got {type(model).__name__}; for a YOLO object, pass its `.model`")
     stock = deepcopy(model)
-    stock.__class__ = DetectionModel  # a copy: upstream builds models of a YAML alone, with fresh weights
+    # a copy: upstream builds models of a YAML alone, with fresh weights
+    stock.__class__ = next(kind for kind in type(stock).__mro__ if kind in _STOCK)
     stock.criterion = None
     stock.yaml = {key: value for key, value in stock.yaml.items() if key != "mlc"}
     head = stock.model[-1]
@@ -77,8 +84,20 @@ def to_stock(model: DetectionModel) -> DetectionModel:
             if hasattr(head, f"{prefix}cv_iou"):
                 delattr(head, f"{prefix}cv_iou")
         del head.rescore
-        head.__class__ = Detect  # as above; the layers, strides and indices stay as they are
+        head.__class__ = stock_head(head)  # as above; the layers, strides and indices stay as they are
     return stock.train(model.training)
+
+
+def needs_stock(model: DetectionModel, target: str) -> bool:
+    """Tell whether an exporter must be given `to_stock(model)`.
+
+    Args:
+        model: IoU-aware or not.
+        target: the format.
+    """
+    head = model.model[-1]
+    pose26 = isinstance(head, IoUAwarePose26) and target in _TELLS_POSE26
+    return isinstance(head, IoUAwareDetect) and (pose26 or target in NEEDS_STOCK)
 
 
 def export_stock(model: DetectionModel | str | Path, path: str | Path) -> Path:

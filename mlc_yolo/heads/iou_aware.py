@@ -10,8 +10,8 @@ decoded box with its object, and at inference confidence = sigmoid(class logit) 
 3. The product is taken inside the head, so NMS, trackers and exports see ordinary class scores.
 
 The convolutions stand beside the stock ones and are no part of them: every tensor of a stock checkpoint keeps its name
-and shape. The import path of `IoUAwareDetect` is written into checkpoints: it is a file format and must
-not change.
+and shape. Heads of segmentation and pose predict the IoU of boxes, those of oriented boxes their probiou. The import
+paths of the `IoUAware...` classes are written into checkpoints: they are a file format and must not change.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from ultralytics.nn.modules.head import Detect
+from ultralytics.nn.modules.head import OBB, OBB26, Detect, Pose, Pose26, Segment, Segment26
 
 from mlc_yolo.heads.dense import DenseDetect
 
@@ -30,12 +30,20 @@ __all__ = [
     "NEUTRAL_BIAS",
     "PAPER_BIAS",
     "IoUAwareDetect",
+    "IoUAwareOBB",
+    "IoUAwareOBB26",
+    "IoUAwarePose",
+    "IoUAwarePose26",
+    "IoUAwareSegment",
+    "IoUAwareSegment26",
+    "IoUAwareTask",
     "add_iou_channel",
     "check_head",
     "has_iou_channel",
     "has_room",
     "rank_by_iou",
     "set_rescore",
+    "stock_head",
 ]
 
 #: Bias of a fresh channel. sigmoid(5) = 0.9933: a stock model keeps its scores to 0.7 %, and has nothing to relearn.
@@ -61,9 +69,9 @@ class IoUAwareDetect(Detect):
     rescore: bool
     rank_by_iou = False
 
-    def __init__(self, nc: int = 80, reg_max: int = 16, end2end: bool = False, ch: list[int] | tuple[int, ...] = ()):
-        """Build the stock head, then its IoU channel. The arguments are those of `Detect`."""
-        super().__init__(nc, reg_max, end2end, ch)
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Build the stock head, then its IoU channel. The arguments are those of the stock head."""
+        super().__init__(*args, **kwargs)
         self._attach_iou()
 
     def _attach_iou(self, bias: float = NEUTRAL_BIAS) -> None:
@@ -91,6 +99,7 @@ class IoUAwareDetect(Detect):
         box_head: Iterable[nn.Sequential] | None = None,
         cls_head: Iterable[nn.Module] | None = None,
         iou_head: Iterable[nn.Module] | None = None,
+        **of_task: Any,
     ) -> dict[str, Any]:
         """Raw predictions of one branch.
 
@@ -99,24 +108,19 @@ class IoUAwareDetect(Detect):
             box_head: L regression towers; None for a branch that `fuse()` dropped.
             cls_head: L classification towers.
             iou_head: L IoU convolutions.
+            **of_task: further towers of heads of other tasks.
 
         Returns:
-            `boxes` (B, 4 * reg_max, A), `scores` (B, K, A), `iou` (B, 1, A), all logits, and `feats`, which is `x`;
-            an empty dict for a dropped branch.
+            `boxes` (B, 4 * reg_max, A), `scores` (B, K, A), `iou` (B, 1, A), all logits, `feats`, which is `x`, and
+            what the task adds; an empty dict for a dropped branch.
         """
         if box_head is None or cls_head is None or iou_head is None:
             return {}
-        boxes, scores, ious = [], [], []
-        for to_boxes, to_scores, to_iou, features in zip(box_head, cls_head, iou_head, x, strict=True):
-            *tower, last = to_boxes
-            regression = features
-            for block in tower:
-                regression = block(regression)
-            # flatten, not view: these maps may be channels_last
-            boxes.append(last(regression).flatten(2))
-            scores.append(to_scores(features).flatten(2))
-            ious.append(to_iou(regression).flatten(2))
-        return {"boxes": torch.cat(boxes, -1), "scores": torch.cat(scores, -1), "iou": torch.cat(ious, -1), "feats": x}
+        towers = [_ReadTower(tower) for tower in box_head]
+        raw: dict[str, Any] = super().forward_head(x, towers, cls_head, **of_task)
+        # flatten, not view: these maps may be channels_last
+        ious = [to_iou(tower.features).flatten(2) for to_iou, tower in zip(iou_head, towers, strict=True)]
+        return {**raw, "iou": torch.cat(ious, -1)}
 
     def _inference(self, x: dict[str, Any]) -> Tensor:
         """Decode raw predictions.
@@ -145,33 +149,106 @@ class IoUAwareDetect(Detect):
                 nn.init.constant_(bias, NEUTRAL_BIAS)
 
 
+class _ReadTower:
+    """A regression tower that keeps what enters its last layer, `features` (B, C, H, W)."""
+
+    features: Tensor
+
+    def __init__(self, tower: nn.Sequential) -> None:
+        self.tower = tower
+
+    def __call__(self, features: Tensor) -> Tensor:
+        *blocks, last = self.tower
+        for block in blocks:
+            features = block(features)
+        self.features = features
+        boxes: Tensor = last(features)
+        return boxes
+
+
+class IoUAwareTask(IoUAwareDetect):
+    """The channel on a head with more at each anchor than a box; stands before that head's class."""
+
+    def _inference(self, x: dict[str, Any]) -> Tensor:
+        """Decode raw predictions.
+
+        Returns:
+            (B, 4 + K + E, A): as `IoUAwareDetect`, then the E values of the task, as the stock head has them.
+        """
+        decoded: Tensor = super(IoUAwareDetect, self)._inference(x)
+        if not self.rescore:
+            return decoded
+        boxes, confidence, task = decoded.split((4, self.nc, decoded.shape[1] - 4 - self.nc), 1)
+        return torch.cat((boxes, confidence * x["iou"].sigmoid(), task), 1)
+
+    @property
+    def extra_channels(self) -> tuple[str, ...]:
+        """None: NMS of these tasks takes what follows the class scores for the task's own."""
+        return ()
+
+
+class IoUAwareSegment(IoUAwareTask, Segment):
+    """Ultralytics' `Segment` with the predicted IoU of boxes."""
+
+
+class IoUAwareSegment26(IoUAwareTask, Segment26):
+    """Ultralytics' `Segment26` with the predicted IoU of boxes."""
+
+
+class IoUAwarePose(IoUAwareTask, Pose):
+    """Ultralytics' `Pose` with the predicted IoU of boxes."""
+
+
+class IoUAwarePose26(IoUAwareTask, Pose26):
+    """Ultralytics' `Pose26` with the predicted IoU of boxes."""
+
+
+class IoUAwareOBB(IoUAwareTask, OBB):
+    """Ultralytics' `OBB` with the predicted probiou of oriented boxes."""
+
+
+class IoUAwareOBB26(IoUAwareTask, OBB26):
+    """Ultralytics' `OBB26` with the predicted probiou of oriented boxes."""
+
+
+#: Stock head -> the same with a channel.
+_AWARE: dict[type[Detect], type[IoUAwareDetect]] = {
+    Detect: IoUAwareDetect,
+    Segment: IoUAwareSegment,
+    Segment26: IoUAwareSegment26,
+    Pose: IoUAwarePose,
+    Pose26: IoUAwarePose26,
+    OBB: IoUAwareOBB,
+    OBB26: IoUAwareOBB26,
+}
 # Accept our checkpoints where Ultralytics loads with an allow-list (ULTRALYTICS_SAFE_LOAD=1)
-torch.serialization.add_safe_globals([IoUAwareDetect])
+torch.serialization.add_safe_globals(list(_AWARE.values()))
 
 
 def add_iou_channel(head: nn.Module, *, bias: float = NEUTRAL_BIAS) -> IoUAwareDetect:
-    """Turn a stock `Detect` head into an IoU-aware one, in place.
+    """Turn a stock head into an IoU-aware one, in place.
 
     Strides, layer index, class count and every weight stay. A head that already is IoU-aware is returned as it is.
     Until it is trained, the new channel predicts sigmoid(bias) for every anchor, so detections rank as with the stock
     head.
 
     Args:
-        head: the last module of a detection model, `model.model[-1]`.
+        head: the last module of a model, `model.model[-1]`.
         bias: logit that the channel starts with.
 
     Returns:
         `head` itself.
 
     Raises:
-        TypeError: `head` is of another class, subclasses of `Detect` included: their towers are laid out differently.
+        TypeError: `head` is of another class, other subclasses of `Detect` included: their towers are laid out
+            differently.
     """
     check_head(head)
     if isinstance(head, IoUAwareDetect):
         return head
     # Upstream's model builder names the head's class from its YAML, and no argument replaces it. A second head would
     # draw weights anew and lose strides, `i` and `f`, which the builder sets on this object.
-    head.__class__ = IoUAwareDetect
+    head.__class__ = _AWARE[type(head)]
     head._attach_iou(bias)  # type: ignore[operator]  # the class changed under the checker's eyes
     return head  # type: ignore[return-value]
 
@@ -188,6 +265,8 @@ def rank_by_iou(head: nn.Module, by_iou: bool) -> None:
         ValueError: the head predicts no IoU, or needs no NMS.
     """
     predicts_iou = isinstance(head, IoUAwareDetect) or (isinstance(head, DenseDetect) and head.quality == "iou")
+    if by_iou and isinstance(head, IoUAwareTask):
+        raise ValueError("nms_by=iou ranks in the NMS of detection models alone, not of other tasks: leave it out")
     if by_iou and (not predicts_iou or getattr(head, "end2end", False)):
         raise ValueError(
             "nms_by=iou ranks by the predicted IoU, but this model has no such layer or has no NMS: leave it out, or "
@@ -220,7 +299,12 @@ def _iou_conv(tower: nn.Sequential, *, bias: float) -> nn.Conv2d:
 
 def has_room(head: nn.Module) -> bool:
     """Whether a head is one that the IoU channel can be added to, or has it."""
-    return type(head) in (Detect, IoUAwareDetect)
+    return type(head) in _AWARE or type(head) in _AWARE.values()
+
+
+def stock_head(head: nn.Module) -> type[Detect]:
+    """Return the stock class of a head that has the IoU channel."""
+    return next(stock for stock, aware in _AWARE.items() if aware is type(head))
 
 
 def check_head(head: nn.Module) -> None:
@@ -230,10 +314,10 @@ def check_head(head: nn.Module) -> None:
         head: the last module of a model.
 
     Raises:
-        TypeError: `head` is neither a plain `Detect` nor IoU-aware already.
+        TypeError: `head` is no stock head of detection, segmentation, pose or oriented boxes, nor IoU-aware already.
     """
     if not has_room(head):
         raise TypeError(
-            f"an IoU channel needs the plain Detect head of a detection model, got {type(head).__name__}; "
-            "train this model with iou_head=False, or use a yolov8, yolo11, yolo12 or yolo26 detection model"
+            f"an IoU channel needs Ultralytics' own head of detection, segmentation, pose or oriented boxes, got "
+            f"{type(head).__name__}; train with iou_head=False, or use a yolov8, yolo11, yolo12 or yolo26 model"
         )

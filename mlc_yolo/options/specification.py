@@ -31,13 +31,6 @@ OWN: dict[str | None, dict[str, Any]] = {
 #: Options that are whole epochs, or a fraction of the run below 1.
 _LENGTHS = ("assigner_warmup", "iou_warmup", "ssl_burn_in", "ssl_ramp")
 
-#: Options of a training of segmentation, pose or oriented boxes: who learns what, and how fast.
-FOR_TASKS = frozenset(
-    {"assigner", "assigner_base", "assigner_warmup", "box_weight", "prior_scale"}
-    | {"lr_steps", "warmup_iters", "ema", "trust"}
-    | {"mlc_candidates", "mlc_alpha", "mlc_tasks", "mg_rule", "mg_sigma", "mg_tasks"}
-)
-
 #: Value of `assigner` in files and logs when the user handed over an assigner object.
 CUSTOM = "custom"
 

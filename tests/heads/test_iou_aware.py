@@ -14,7 +14,7 @@ import pytest
 import torch
 from nets import enliven
 from torch import nn
-from ultralytics.nn.modules import OBB, Classify, Detect, Pose, RTDETRDecoder, Segment, YOLOEDetect, v10Detect
+from ultralytics.nn.modules import Classify, Detect, RTDETRDecoder, YOLOEDetect, YOLOESegment, v10Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils.torch_utils import strip_optimizer
 
@@ -154,11 +154,11 @@ def test_adding_the_channel_twice_is_adding_it_once() -> None:
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("other", [Segment, Pose, OBB, v10Detect, YOLOEDetect, RTDETRDecoder, Classify])
+@pytest.mark.parametrize("other", [v10Detect, YOLOEDetect, YOLOESegment, RTDETRDecoder, Classify])
 def test_heads_of_other_classes_are_refused_by_name_with_what_to_do(other: type[nn.Module]) -> None:
     head = other.__new__(other)
     nn.Module.__init__(head)
-    with pytest.raises(TypeError, match=rf"plain Detect head.*got {other.__name__}.*iou_head=False"):
+    with pytest.raises(TypeError, match=rf"own head of detection.*got {other.__name__}.*iou_head=False"):
         add_iou_channel(head)
 
 

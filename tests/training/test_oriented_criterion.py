@@ -14,8 +14,10 @@ from nets import SMALL
 from ultralytics.nn.tasks import OBBModel
 from ultralytics.utils import DEFAULT_CFG
 from ultralytics.utils.loss import E2ELoss, v8OBBLoss
+from ultralytics.utils.metrics import probiou
 
 from mlc_yolo.assigners import Assignment, PointInBox, Predictions, Schedule, Targets, TaskAligned, yolo_assigner
+from mlc_yolo.heads.iou_aware import add_iou_channel
 from mlc_yolo.options import specification as options
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.criteria import build_criterion
@@ -54,9 +56,9 @@ def _batch(objects: int = 5) -> dict[str, torch.Tensor]:
     }
 
 
-def _criterion(model: Any, assigner: Any) -> Any:
+def _criterion(model: Any, assigner: Any, *, by_product: bool = True) -> Any:
     return build_criterion(
-        model, schedule=Schedule(assigner, assigner, 0, 0), prior_scale=5.0, iou_gain=1.0, by_product=True
+        model, schedule=Schedule(assigner, assigner, 0, 0), prior_scale=5.0, iou_gain=1.0, by_product=by_product
     )
 
 
@@ -136,3 +138,28 @@ def test_labels_of_upright_boxes_are_refused_with_what_is_expected(plain: Any) -
     batch = {**_batch(), "bboxes": torch.zeros(0, 5)}  # as upstream's data set reads labels of upright boxes
     with pytest.raises(TypeError, match="four corners"):
         _criterion(plain, _named("mlc"))(plain(batch["img"]), batch)
+
+
+@pytest.mark.parametrize("form", ["product", "positives"])
+def test_a_channel_learns_the_probiou_of_positives_and_by_product_through_the_class_loss(form: str) -> None:
+    model, batch, decided = _model(), _batch(), []
+    add_iou_channel(model.model[-1], bias=0.0)
+
+    def deciding(*inputs: Any) -> Assignment:
+        decided.append((inputs, TaskAligned()(*inputs)))
+        return decided[-1][1]
+
+    raw = model(batch["img"])
+    losses, items = _criterion(model, deciding, by_product=form == "product")(raw, batch)
+    (predictions, _, targets), assignment = decided[0]
+    where = assignment.localization.positive
+    goals = targets.boxes[where.nonzero()[:, 0], assignment.localization.gt_index[where]]
+    errors = raw["iou"][:, 0].sigmoid()[where] - probiou(predictions.boxes[where], goals)[:, 0]
+    torch.testing.assert_close(items["iou_loss"], errors.square().mean().detach(), rtol=1e-4, atol=1e-6)
+    assert len(losses) == 5 and where.sum() > 3
+    without = {name: part for name, part in raw.items() if name != "iou"}
+    of_classes = _criterion(model, deciding)(without, batch)[1]["cls_loss"]
+    assert torch.equal(items["cls_loss"], of_classes) == (form == "positives")
+    model.zero_grad()
+    losses[1].backward()
+    assert (model.model[-1].cv_iou[0].weight.grad.abs().sum() > 0) == (form == "product")

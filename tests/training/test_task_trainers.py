@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from task_sets import write_net, write_set
+from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
@@ -19,6 +20,7 @@ from ultralytics.utils.torch_utils import unwrap_model
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.assigners import Assignment, Predictions, Role, Targets, TaskAligned
+from mlc_yolo.heads.iou_aware import IoUAwareTask, has_iou_channel
 from mlc_yolo.priors import Priors
 from mlc_yolo.training.task_trainers import MLCOrientedTrainer, MLCPoseTrainer, MLCSegmentationTrainer
 
@@ -95,11 +97,19 @@ def test_a_run_with_an_assigner_serves_every_mode(
 
 
 @pytest.mark.parametrize("task", TRAINERS)
-@pytest.mark.parametrize("option", [{"iou_head": True}, {"ssl": "sed"}, {"resize": "warp"}, {"align_gain": 1.0}])
-def test_options_that_a_task_cannot_have_are_refused_before_a_folder_is_made(
-    task: str, option: dict[str, Any], net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ({"nms_by": "iou"}, "works on what detection's NMS keeps"),
+        ({"ssl": "sed"}, "learned without labels"),
+        ({"resize": "warp"}, "moves boxes alone"),
+        ({"align_gain": 1.0}, "belongs to the ported detectors"),
+    ],
+)
+def test_options_that_a_task_cannot_have_are_refused_with_the_reason_before_a_folder_is_made(
+    task: str, option: dict[str, Any], why: str, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(option))}: only for detection models"):
+    with pytest.raises(ValueError, match=f"{next(iter(option))}: only for detection models.*{why}"):
         MLCYOLO(net(task)).train(data=str(labelled(task)), project=str(run_dir), **option, **SMALL)
     assert not run_dir.exists() or not list(run_dir.iterdir())
 
@@ -140,10 +150,12 @@ def test_masks_keypoints_and_angles_are_trained_where_localisation_is_positive(
     assert (items["pos_loc"] > 0) == boxes and (items["pos_cls"] > 0) == (not boxes)
 
 
-def _first_losses(task: str, model: str, data: Path, run_dir: Path, assigner: Any = None) -> dict[str, torch.Tensor]:
+def _first_losses(
+    task: str, model: str, data: Path, run_dir: Path, assigner: Any = None, **options: Any
+) -> dict[str, torch.Tensor]:
     """Losses of a run's first batch, by name."""
     trainer: Any = TRAINERS[task][1](
-        overrides={**SMALL, "model": model, "data": str(data), "project": str(run_dir)},
+        overrides={**SMALL, "model": model, "data": str(data), "project": str(run_dir), **options},
         **({} if assigner is None else {"assigner": assigner}),
     )
     trainer._setup_train()
@@ -153,6 +165,56 @@ def _first_losses(task: str, model: str, data: Path, run_dir: Path, assigner: An
     assert len(batch["cls"]) > 0
     items: dict[str, torch.Tensor] = trainer.model(batch)[1]
     return items
+
+
+@pytest.mark.parametrize("family", [11, 26])
+@pytest.mark.parametrize("task", TRAINERS)
+def test_under_a_channel_of_no_weight_upstreams_assignment_gives_upstreams_losses(
+    task: str, family: int, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    # YOLO26 assigns masks and keypoints too, which assigners of ours do not see.
+    channel = {"iou_head": True, "iou_training": "positives", "iou_gain": 0.0}
+    stock, ours = (
+        _first_losses(task, net(task, family), labelled(task), run_dir, **options) for options in ({}, channel)
+    )
+    assert ours.pop("iou_loss") == 0 and stock.keys() == ours.keys() and stock[LEARNED[task]] > 0
+    for name, value in stock.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, at=name: f"{at}: {text}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TRAINERS)
+def test_a_channel_learns_ranks_and_stays_in_what_is_saved_and_trained_further(
+    task: str, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
+) -> None:
+    where = {"project": str(run_dir), "exist_ok": True}
+    model = MLCYOLO(net(task, 26 if task == "pose" else 11))
+    once = {"data": str(labelled(task)), "epochs": 1, "warmup_epochs": 0, "val": False, **SMALL, **where}
+    model.train(assigner="mlc", iou_head=True, name="run", **once)
+    assert "train/iou_loss" in (run_dir / "run" / "results.csv").read_text().splitlines()[0]
+    weights = run_dir / "run" / "weights"
+    last, plain = MLCYOLO(weights / "last.pt"), MLCYOLO(weights / "last.pt")
+    head = last.model.model[-1]
+    assert isinstance(head, IoUAwareTask) and head.cv_iou[0].weight.abs().sum() > 0
+    image = np.full((64, 64, 3), 90, np.uint8)
+
+    def scores(opened: MLCYOLO, **options: Any) -> np.ndarray:
+        (result,) = opened.predict(image, conf=1e-6, max_det=3, verbose=False, **options)
+        best: np.ndarray = (result.obb if task == "obb" else result.boxes).conf.numpy()
+        return best
+
+    ranked = scores(last)
+    assert len(ranked) == 3 and (scores(last, rescore=False) > ranked).all()
+    np.testing.assert_array_equal(scores(last), ranked)  # the next call asks again
+    last.save(weights / "last.safetensors")
+    np.testing.assert_allclose(scores(MLCYOLO(weights / "last.safetensors")), ranked, rtol=1e-3)
+    stock = YOLO(last.export(format="stock"))
+    assert not has_iou_channel(stock.model)
+    np.testing.assert_allclose(scores(stock), ranked, rtol=5e-3)
+    if task != "segment":  # what begins a training is of no task
+        return
+    plain.train(rescore=False, name="further", **once)
+    assert has_iou_channel(plain.trainer.model) and not plain.trainer.model.model[-1].rescore
 
 
 @pytest.mark.parametrize("task", ["segment", "obb"])
@@ -168,7 +230,7 @@ def test_upstreams_assignment_through_our_seam_gives_upstreams_losses(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["segment", "obb"])
-def test_a_killed_run_resumes_with_its_assigner(
+def test_a_killed_run_resumes_with_its_assigner_and_its_channel(
     task: str, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
     class Killed(Exception):
@@ -185,6 +247,7 @@ def test_a_killed_run_resumes_with_its_assigner(
             data=str(labelled(task)),
             epochs=2,
             assigner="mutual_guidance",
+            iou_head=True,
             project=str(run_dir),
             name="run",
             **SMALL,
@@ -194,3 +257,4 @@ def test_a_killed_run_resumes_with_its_assigner(
     assert isinstance(resumed.trainer, TRAINERS[task][1]) and resumed.trainer.start_epoch == 1
     assert resumed.trainer.args.assigner == "mutual_guidance"
     assert type(resumed.trainer.schedule().main).__name__ == "MutualGuidance"
+    assert has_iou_channel(resumed.trainer.model)
