@@ -56,8 +56,8 @@ class BoxKind(Protocol):
     def of_upright(self, boxes: Tensor) -> Tensor:
         """Return upright boxes (..., 4) xyxy as boxes of this kind."""
 
-    def scaled(self, boxes: Tensor, factor: Tensor) -> Tensor:
-        """Return boxes (..., numbers) with every length times `factor` (..., 1)."""
+    def scaled(self, boxes: Tensor, factor: Tensor | float) -> Tensor:
+        """Return boxes (..., numbers) with every length times `factor`, (..., 1) or a number."""
 
 
 class _Upright:
@@ -98,7 +98,7 @@ class _Upright:
     def of_upright(self, boxes: Tensor) -> Tensor:
         return boxes
 
-    def scaled(self, boxes: Tensor, factor: Tensor) -> Tensor:
+    def scaled(self, boxes: Tensor, factor: Tensor | float) -> Tensor:
         return boxes * factor
 
 
@@ -138,7 +138,7 @@ class _Oriented:
         begin, end = boxes[..., :2], boxes[..., 2:]
         return torch.cat(((begin + end) / 2, end - begin, torch.zeros_like(boxes[..., :1])), -1)
 
-    def scaled(self, boxes: Tensor, factor: Tensor) -> Tensor:
+    def scaled(self, boxes: Tensor, factor: Tensor | float) -> Tensor:
         return torch.cat((boxes[..., :4] * factor, boxes[..., 4:]), -1)
 
 

@@ -37,7 +37,8 @@ def aligned_probiou(first: Tensor, second: Tensor, *, eps: float = 1e-7) -> Tens
     determinant = a * b - c.square()
     dx, dy = x1 - x2, y1 - y2
     apart = (a * dy.square() + b * dx.square() - 2 * c * dx * dy) / (determinant + eps) / 4
-    own = ((a1 * b1 - c1.square()).clamp(0) * (a2 * b2 - c2.square()).clamp(0)).sqrt()
+    # The root of both determinants: taken of their differences it would have no gradient where rounding leaves 0.
+    own = (first[..., 2:4].float().prod(-1) * second[..., 2:4].float().prod(-1)).abs() / 144
     unlike = (determinant / (4 * own + eps) + eps).log() / 2
     distance = (apart + unlike).clamp(eps, 100.0)
     overlap: Tensor = 1 - (1 - (-distance).exp() + eps).sqrt()
@@ -111,6 +112,28 @@ def sides_from(points: Tensor, boxes: Tensor) -> Tensor:
     place = (_axes(boxes) * (points.float() - boxes[:, :2])[:, None]).sum(-1)
     half = boxes[:, 2:4] / 2
     return torch.cat((half + place, half - place), 1)
+
+
+def from_sides(points: Tensor, sides: Tensor, angles: Tensor) -> Tensor:
+    """Return the boxes whose sides lie as far from points as given: the inverse of `sides_from`.
+
+    Args:
+        points: (..., 2) px.
+        sides: (..., 4) left, top, right, bottom as the boxes themselves see them, in px.
+        angles: (..., 1) radians.
+
+    Returns:
+        (..., 5).
+
+    Example:
+        >>> from_sides(torch.tensor([[2.0, 0.0]]), torch.tensor([[6.0, 2.0, 2.0, 2.0]]), torch.zeros(1, 1))
+        tensor([[0., 0., 8., 4., 0.]])
+    """
+    first, second = sides.float().chunk(2, -1)
+    away, angles = (second - first) / 2, angles.float()
+    boxes = torch.cat((torch.zeros_like(away), first + second, angles), -1)
+    centre = points.float() + (away[..., None] * _axes(boxes)).sum(-2)
+    return torch.cat((centre, boxes[..., 2:]), -1)
 
 
 def _gaussian(boxes: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from nets import SMALL
+from nets import SMALL, SMALL_NETS
 
 HEADS: dict[str, tuple[str, list[Any]]] = {
     "segment": ("Segment", ["nc", 8, 16]),
@@ -18,9 +18,9 @@ HEADS: dict[str, tuple[str, list[Any]]] = {
 
 
 def write_net(folder: Path, task: str, family: int = 11) -> str:
-    """Write the YAML of a small net with a family's head (11 or 26) of a task; return its path."""
+    """Write the YAML of a small net with a family's head (8, 11 or 26) of a task; return its path."""
     file = folder / f"tiny{family}-{task}.yaml"
-    content = yaml.safe_load(Path(SMALL).read_text())
+    content = yaml.safe_load(Path(SMALL_NETS["yolov8n"] if family == 8 else SMALL).read_text())
     name, args = HEADS[task]
     newer = {"end2end": True, "reg_max": 1} if family == 26 else {}
     row = [content["head"][-1][0], 1, f"{name}26" if newer else name, args]

@@ -41,6 +41,7 @@ __all__ = [
     "check_head",
     "has_iou_channel",
     "has_room",
+    "keep_boxes",
     "rank_by_iou",
     "set_rescore",
     "stock_head",
@@ -251,6 +252,12 @@ def add_iou_channel(head: nn.Module, *, bias: float = NEUTRAL_BIAS) -> IoUAwareD
     head.__class__ = _AWARE[type(head)]
     head._attach_iou(bias)  # type: ignore[operator]  # the class changed under the checker's eyes
     return head  # type: ignore[return-value]
+
+
+def keep_boxes(head: nn.Module) -> None:
+    """Make a head of masks or keypoints one of boxes and classes alone, in place, its channel kept; no-op on others."""
+    if isinstance(head, Segment | Pose):
+        head.__class__ = IoUAwareDetect if isinstance(head, IoUAwareDetect) else Detect
 
 
 def has_iou_channel(model: nn.Module) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 FOR_TRAINING = frozenset(
     {"assigner", "assigner_base", "assigner_warmup", "box_weight", "prior_scale"}
     | {"iou_head", "iou_training", "iou_gain", "iou_warmup", "rescore"}
+    | {"teacher", "teacher_weight", "teacher_temperature"}
     | {"lr_steps", "warmup_iters", "ema", "trust"}
     | {"mlc_candidates", "mlc_alpha", "mlc_tasks", "mg_rule", "mg_sigma", "mg_tasks"}
 )
@@ -17,14 +18,12 @@ FOR_INFERENCE = frozenset({"rescore"})
 _PORTED = "it belongs to the ported detectors"
 _NMS = "it works on what detection's NMS keeps and suppresses"
 _UNLABELLED = "what is learned without labels is boxes, not masks, keypoints or angles"
-_TEACHER = "a teacher's boxes carry no masks, keypoints or angles"
 _IMAGES = "it moves boxes alone, not masks, keypoints or angles"
 _JUDGED = "it judges upright boxes"
 #: Option -> why no method takes it.
 _REASONS = {
     **dict.fromkeys(("align_gain", "quality"), _PORTED),
     **dict.fromkeys(("nms_by", "vote", "vote_iou", "vote_sigma", "min_iou", "sort", "show_sigma"), _NMS),
-    **dict.fromkeys(("teacher", "teacher_weight", "teacher_temperature"), _TEACHER),
     **dict.fromkeys(("resize", "augmentation"), _IMAGES),
     **dict.fromkeys(("coco_eval", "voc_eval", "calibrate"), _JUDGED),
     **dict.fromkeys(("ssl", "unlabeled"), _UNLABELLED),

@@ -9,22 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlc_yolo.box_kinds import ORIENTED, UPRIGHT, BoxKind
 from mlc_yolo.coding import decode_distance
 from mlc_yolo.losses.product import product_logits
+from mlc_yolo.oriented import from_sides
 from mlc_yolo.priors import grid_priors
 
 
 @dataclass(frozen=True)
 class Dense:
-    """A branch's predictions at every anchor.
+    """A branch's predictions of boxes and classes at every anchor.
 
     Attributes:
         logits: (B, A, K) class logits; of a YOLO whose class loss is that of class score times predicted IoU, logits of
             that product.
-        boxes: (B, A, 4) xyxy px of its own input.
-        distributions: (B, A, 4, R) logits over distances in strides, where the head has them.
+        boxes: (B, A, 4) xyxy px of its own input, or (B, A, 5) of oriented boxes.
+        distributions: (B, A, 4, R) logits over distances in strides, where the head has them; of oriented boxes along
+            their own axes.
         quality: (B, A) logits of predicted IoU or centerness, where the head has them.
         sizes: (H, W) in cells, of each level.
+        kind: what the boxes are.
     """
 
     logits: Tensor
@@ -32,11 +36,13 @@ class Dense:
     distributions: Tensor | None
     quality: Tensor | None
     sizes: list[tuple[int, int]]
+    kind: BoxKind = UPRIGHT
 
     def at(self, anchors: slice, *, zoom: float = 1.0) -> Dense:
         """Return some anchors, their boxes `zoom` times as large."""
         cut = [None if part is None else part[:, anchors] for part in (self.distributions, self.quality)]
-        return Dense(self.logits[:, anchors], self.boxes[:, anchors] * zoom, cut[0], cut[1], self.sizes)
+        boxes = self.kind.scaled(self.boxes[:, anchors], zoom)
+        return Dense(self.logits[:, anchors], boxes, cut[0], cut[1], self.sizes, self.kind)
 
     def of(self, classes: Tensor) -> Dense:
         """Return some classes, by their indices (n,)."""
@@ -49,7 +55,7 @@ class Gains:
 
     Attributes:
         classes: of the class loss.
-        boxes: of 1 - GIoU.
+        boxes: of 1 - GIoU, of oriented boxes 1 - probiou.
         distributions: of the distributions' KL.
         quality: of the predicted IoU's squared error.
     """
@@ -66,7 +72,7 @@ def yolo_dense(raw: dict[str, Any], strides: Sequence[float], *, rescore: bool =
     Its logits are those of what it ranks detections by: with an IoU channel, of class score times predicted IoU.
 
     Args:
-        raw: boxes (B, 4R, A), scores (B, K, A), feats, and iou (B, 1, A) where the head has it.
+        raw: boxes (B, 4R, A), scores (B, K, A), feats, and where the head has them iou (B, 1, A) and angle (B, 1, A).
         strides: input px per cell of each level.
         rescore: whether it ranks by the predicted IoU too.
     """
@@ -75,12 +81,16 @@ def yolo_dense(raw: dict[str, Any], strides: Sequence[float], *, rescore: bool =
     bins = torch.arange(sides.shape[-1], dtype=torch.float32, device=sides.device)
     distances = sides.softmax(-1) @ bins if len(bins) > 1 else sides[..., 0]
     priors = grid_priors(sizes, strides, device=sides.device)
-    boxes = decode_distance(distances * priors.strides[:, None], priors.points)
+    sides_px = distances * priors.strides[:, None]
+    if "angle" in raw:
+        boxes, kind = from_sides(priors.points, sides_px, raw["angle"].transpose(1, 2)), ORIENTED
+    else:
+        boxes, kind = decode_distance(sides_px, priors.points), UPRIGHT
     quality = raw["iou"][:, 0] if "iou" in raw else None
     logits = raw["scores"].transpose(1, 2)
     if quality is not None and rescore:
         logits = product_logits(logits, quality[..., None])
-    return Dense(logits, boxes, sides if len(bins) > 1 else None, quality, sizes)
+    return Dense(logits, boxes, sides if len(bins) > 1 else None, quality, sizes, kind)
 
 
 def level_sizes(feats: list[Tensor]) -> list[tuple[int, int]]:

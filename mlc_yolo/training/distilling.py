@@ -2,6 +2,8 @@
 
 1. Classes: every anchor towards the teacher's probabilities.
 2. Boxes: distributions over distances where both sides have them, over as many bins; 1 - GIoU elsewhere, or beside.
+   Of oriented boxes 1 - probiou always, as distributions say nothing of angles; they are compared where the student's
+   axes lie within 45 degrees of the teacher's, as elsewhere its left is another side than the teacher's.
 3. Predicted IoU, where both have it.
 
 Boxes and predicted IoU weigh by the caller's trust in the teacher's boxes. What teaches, and which anchors are trusted,
@@ -13,10 +15,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mlc_yolo.box_kinds import ORIENTED
 from mlc_yolo.losses.distillation import (
     distilled_boxes,
     distilled_classes,
     distilled_distributions,
+    distilled_oriented_boxes,
     distilled_quality,
     foreground_normaliser,
 )
@@ -58,11 +62,18 @@ def compared(
     classes = gains.classes * distilled_classes(student.logits, teacher.logits, normaliser, power=power)
     boxes = student.logits.new_zeros((), dtype=torch.float32)
     if gains.boxes:
-        boxes = gains.boxes * distilled_boxes(student.boxes, teacher.boxes, trusted, total=weight)
+        of_boxes = distilled_oriented_boxes if student.kind is ORIENTED else distilled_boxes
+        boxes = gains.boxes * of_boxes(student.boxes, teacher.boxes, trusted, total=weight)
+    sides = trusted * _alike(student.boxes, teacher.boxes) if student.kind is ORIENTED else trusted
     if gains.distributions and student.distributions is not None and teacher.distributions is not None:
         boxes = boxes + gains.distributions * distilled_distributions(
-            student.distributions, teacher.distributions, trusted, total=weight, temperature=temperature
+            student.distributions, teacher.distributions, sides, total=weight, temperature=temperature
         )
     if gains.quality and student.quality is not None and teacher.quality is not None:
         boxes = boxes + gains.quality * distilled_quality(student.quality, teacher.quality, trusted, total=weight)
     return classes, boxes
+
+
+def _alike(boxes: Tensor, others: Tensor) -> Tensor:
+    """Tell where the first sides of oriented boxes (B, A, 5) lie within 45 degrees of each other, (B, A) bool."""
+    return (boxes[..., 4] - others[..., 4]).detach().cos() > 0.5**0.5

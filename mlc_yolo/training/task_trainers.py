@@ -1,7 +1,8 @@
 """Trainers of segmentation, pose and oriented boxes: `MLCTrainer`, over Ultralytics' trainer of the task.
 
 Each stands before upstream's trainer of its task in the order of bases, so everything that `MLCTrainer` does not do
-itself (targets, plots) is that trainer's. Validation is upstream's, and measures divergence too.
+itself (targets, plots) is that trainer's. A teacher teaches boxes and classes; masks and keypoints are learned from
+labels alone. Validation is upstream's, and measures divergence too.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel
 
 from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
 from mlc_yolo.options.arguments import stock_only
+from mlc_yolo.training.taught_trainer import TaughtTrainer
 from mlc_yolo.training.trainer import MLCTrainer
 
 
-class _TaskTrainer(MLCTrainer):
+class _TaskTrainer(TaughtTrainer):
     """What these tasks share."""
 
     validator_class: ClassVar[type[DetectionValidator]]

@@ -7,11 +7,13 @@ quality focal loss' targets (Li et al., NeurIPS 2020), which are the teacher's p
 2. The teacher sees the same images. Its foreground m is its largest class probability at an anchor.
 3. Classes: sum KL(p_t || p_s) / N over all anchors and the classes that both have, N as in `losses.distillation`.
 4. Box distributions: KL at temperature T, weighted by m where m > 0.1. Where one side has none, or they have other
-   bins: 1 - GIoU instead, with the same weights. Predicted IoU, where both have it, too.
+   bins: 1 - GIoU instead, with the same weights; of oriented boxes 1 - probiou, always. Predicted IoU, where both have
+   it, too.
 5. The sum of 3 and 4, each with the supervised term's gain, counts by `weight`.
 
 Different from Localization Distillation: the anchors are chosen by the teacher's confidence, not by the assigner and a
-region around its positives. An end-to-end model is taught in its one-to-many branch alone.
+region around its positives. Masks and keypoints are learned from
+labels alone. An end-to-end model is taught in its one-to-many branch alone.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mlc_yolo.box_kinds import ORIENTED
 from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.training.dense_outputs import Dense, Gains
 from mlc_yolo.training.distilling import compared, normalisers
@@ -108,7 +111,11 @@ def trusted_boxes(sure: Tensor) -> Tensor:
 
 
 def taught_gains(gains: Gains, student: Dense, teacher: Dense) -> Gains:
-    """Return gains by which boxes are taught once: by distributions where they compare, else by GIoU."""
+    """Return gains by which boxes are taught once: by distributions where they compare, else by their overlap.
+
+    Oriented boxes are taught by both, as distributions say nothing of their angles.
+    """
     bins = [None if side.distributions is None else side.distributions.shape[-1] for side in (student, teacher)]
-    comparable = bins[0] is not None and bins[0] == bins[1]
-    return replace(gains, boxes=0.0) if comparable else replace(gains, distributions=0.0)
+    if bins[0] is None or bins[0] != bins[1]:
+        return replace(gains, distributions=0.0)
+    return gains if student.kind is ORIENTED else replace(gains, boxes=0.0)

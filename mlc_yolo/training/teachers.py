@@ -20,11 +20,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from ultralytics.nn.modules.head import OBB
 
 from mlc_yolo import whole_files
 from mlc_yolo.checkpoints import safe_load, tensors_file
 from mlc_yolo.heads.dense import DenseDetect
-from mlc_yolo.heads.iou_aware import has_room
+from mlc_yolo.heads.iou_aware import has_room, keep_boxes
 from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.training.dense_outputs import Dense, level_sizes, yolo_dense
 from mlc_yolo.training.onnx_teacher import OnnxDetector, exported_dense
@@ -138,6 +139,7 @@ def load_teachers(files: Sequence[str], student: nn.Module, names: Mapping[int, 
         FileNotFoundError: a missing file.
         ValueError: a file that carries code, or a model that cannot teach this student.
     """
+    _refuse_several(files, student)
     return Teachers([_teacher(file, _opened(file, trust=trust), student, names) for file in files])
 
 
@@ -162,6 +164,8 @@ def refuse_teachers(
         FileNotFoundError: a missing file.
         ValueError: a file that carries code, or a model that cannot teach this student.
     """
+    if student is not None:
+        _refuse_several(files, student)
     for file in files:
         model = _opened(file, trust=trust)
         if student is not None:
@@ -220,8 +224,8 @@ def _opened(file: str, *, trust: bool) -> Any:
     head = model.model[-1] if isinstance(getattr(model, "model", None), nn.Sequential) else None
     if head is None or not (has_room(head) or isinstance(head, DenseDetect)):
         raise ValueError(
-            f"teacher={file} ends in {type(head).__name__}: expected the head of a detection model, "
-            "a yolov8, yolo11, yolo12, yolo26 or a ported detector"
+            f"teacher={file} ends in {type(head).__name__}: expected the head of a yolov8, yolo11, yolo12 or yolo26 "
+            "of detection, segmentation, pose or oriented boxes, or of a ported detector"
         )
     if not isinstance(head, DenseDetect) and head.cv2 is None:
         raise ValueError(
@@ -247,6 +251,7 @@ def _teacher(file: str, model: Any, student: nn.Module, names: Mapping[int, str]
             return Dense(raw["scores"], boxes, None, raw.get("quality"), level_sizes(raw["feats"]))
     else:
         head.end2end = False  # fusing then drops the one-to-one branch, if there is one
+        keep_boxes(head)
 
         def read(raw: dict[str, Any]) -> Dense:
             return yolo_dense(raw.get("one2many", raw), strides, rescore=getattr(head, "rescore", False))
@@ -273,11 +278,30 @@ def _refuse_other_kind(file: str, teacher: Any, student: Any) -> None:
     kinds = [getattr(model, "kind", "YOLO") for model in (teacher, student)]
     if kinds[0] != kinds[1]:
         raise ValueError(f"teacher={file} is a {kinds[0]}, the student a {kinds[1]}: a detector teaches its own kind")
+    boxes = ["oriented" if isinstance(_head(model), OBB) else "upright" for model in (teacher, student)]
+    if boxes[0] != boxes[1]:
+        raise ValueError(
+            f"teacher={file} predicts {boxes[0]} boxes, the student {boxes[1]} ones: give a teacher of {boxes[1]} boxes"
+        )
     strides = [_strides(_head(model)) for model in (teacher, student)]
     if strides[0] != strides[1]:
         told = ["[" + ", ".join(f"{stride:g}" for stride in each) + "]" for each in strides]
         raise ValueError(
             f"teacher={file} has levels of strides {told[0]}, the student of {told[1]}: they must be the same"
+        )
+
+
+def _refuse_several(files: Sequence[str], student: Any) -> None:
+    """Refuse several teachers of oriented boxes.
+
+    Raises:
+        ValueError: there are several.
+    """
+    layers = getattr(student, "model", None)
+    if len(files) > 1 and isinstance(layers, nn.Sequential) and isinstance(layers[-1], OBB):
+        raise ValueError(
+            f"teacher={','.join(files)}: oriented boxes of several teachers have no mean, as a box has several angles: "
+            "give one teacher"
         )
 
 
@@ -287,6 +311,8 @@ def _refuse_other_anchors(file: str, teacher: OnnxDetector, student: Any) -> Non
     Raises:
         ValueError: it has another number, or the student is a ported detector.
     """
+    if isinstance(_head(student), OBB):
+        raise ValueError(f"teacher={file} is an export, which teaches upright boxes alone: give the checkpoint")
     if isinstance(_head(student), DenseDetect):
         raise ValueError(f"teacher={file} is an export, which teaches YOLO alone: give a {student.kind}'s checkpoint")
     strides = _strides(_head(student))

@@ -136,7 +136,7 @@ class PerTaskLoss(v8DetectionLoss):
         logits = raw["scores"].transpose(1, 2)
         if self._trains_product(raw):
             logits = product_logits(logits, raw["iou"].transpose(1, 2))
-        return Dense(logits, boxes, distributions, quality, level_sizes(raw["feats"]))
+        return Dense(logits, boxes, distributions, quality, level_sizes(raw["feats"]), self.kind)
 
     def gains(self) -> Gains:
         """Return the weights of the epoch's terms."""

@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 from ultralytics.utils.metrics import probiou
+from ultralytics.utils.tal import dist2rbox
 
 from mlc_yolo.box_kinds import ORIENTED, UPRIGHT
-from mlc_yolo.oriented import aligned_probiou, aligned_touch, extent, sides_from
+from mlc_yolo.oriented import aligned_probiou, aligned_touch, extent, from_sides, sides_from
 
 COUNT = 400
 
@@ -143,3 +144,20 @@ def test_half_precision_boxes_are_measured_in_single_precision() -> None:
     first, second = (torch.cat((b[:, :4].round(), b[:, 4:]), 1).half() for b in (FIRST, SECOND))
     assert aligned_probiou(first, second).dtype == torch.float32
     assert torch.equal(aligned_probiou(first, second), aligned_probiou(first.float(), second.float()))
+
+
+def test_boxes_come_from_their_sides_as_ultralytics_decodes_them_and_back() -> None:
+    points = SECOND[:, :2] + 1.5
+    sides = sides_from(points, FIRST)
+    torch.testing.assert_close(from_sides(points, sides, FIRST[:, 4:]), FIRST, rtol=0, atol=1e-3)
+    decoded = dist2rbox(sides, FIRST[:, 4:], points)
+    torch.testing.assert_close(from_sides(points, sides, FIRST[:, 4:])[:, :4], decoded, rtol=0, atol=1e-4)
+
+
+def test_the_gradient_of_probiou_is_finite_for_boxes_without_area_and_leads_to_the_other_box() -> None:
+    rows = torch.tensor([[8.0, 8.0, 0.0, 4.0, 0.3], [8.0, 8.0, 1e-4, 60.0, 0.7], [8.0, 8.0, 12.0, 5.0, 0.4]])
+    rows.requires_grad_()
+    goal = torch.tensor([[8.0, 8.0, 10.0, 4.0, 0.1]])
+    aligned_probiou(rows, goal.expand(3, 5)).sum().backward()
+    assert rows.grad is not None and rows.grad.isfinite().all()
+    assert (rows.grad[2, 2:] < 0).all()  # smaller, and turned back

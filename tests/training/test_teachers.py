@@ -10,7 +10,7 @@ import torch
 from payload import Evil
 from teaching import NAMES, detector, saved, smooth
 from torch.nn.modules.batchnorm import _BatchNorm
-from ultralytics.nn.tasks import SegmentationModel
+from ultralytics.nn.tasks import ClassificationModel
 from ultralytics.utils.ops import xywh2xyxy
 
 from mlc_yolo import MLCYOLO
@@ -169,8 +169,8 @@ def _code(folder: Path) -> Path:
     return file
 
 
-def _segmenter(folder: Path) -> Path:
-    return Path(saved(SegmentationModel("yolo11n-seg.yaml", nc=3, verbose=False), folder / "seg.pt"))
+def _classifier(folder: Path) -> Path:
+    return Path(saved(ClassificationModel("yolo11n-cls.yaml", nc=3, verbose=False), folder / "cls.pt"))
 
 
 def _fused(folder: Path) -> Path:
@@ -182,7 +182,7 @@ def _fused(folder: Path) -> Path:
 REFUSED = [
     (lambda folder: folder / "none.pt", FileNotFoundError, "there is no such file"),
     (_code, RefusedCheckpoint, "could run a program"),
-    (_segmenter, ValueError, "ends in Segment: expected the head of a detection model"),
+    (_classifier, ValueError, "ends in Classify: expected the head of a yolov8"),
     (_fused, ValueError, "one-to-one branch alone"),
     (lambda folder: saved(detector("yolov8n-p2"), folder / "p2.pt"), ValueError, r"strides \[4, .* of \[8, 16, 32\]"),
     (lambda folder: saved(detector("fcos"), folder / "f.pt"), ValueError, "is a fcos, the student a YOLO"),
@@ -199,7 +199,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     REFUSED,
-    ids=["missing", "code", "segmentation", "fused", "strides", "kind", "classes", "no checkpoint"],
+    ids=["missing", "code", "classification", "fused", "strides", "kind", "classes", "no checkpoint"],
 )
 def test_a_teacher_that_cannot_teach_is_refused_before_there_is_a_run_folder(
     make: object, error: type[Exception], message: str, tiny_data: Path, run_dir: Path, tmp_path: Path
