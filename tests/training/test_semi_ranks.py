@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from semi_steps import batch, learner, net, photos, semi, step, supervised
 from torch import Tensor, nn
+from two_ranks import on_two_ranks
 
 from mlc_yolo.training.semi_criterion import SemiLoss
 
@@ -95,35 +94,16 @@ def _losses(name: str, mode: str, weak: Tensor, strong: Tensor, threshold: float
     return step(criterion, student, {**batch(weak, strong), "img": weak, **NONE})[0][-3:].detach()
 
 
-def _rank(
-    rank: int, cut: int, store: str, queue: Any, name: str, mode: str, weak: Tensor, strong: Tensor, clear: float
-) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    own = slice(cut) if rank == 0 else slice(cut, None)
-    queue.put(_losses(name, mode, weak[own], strong[own], clear).tolist())
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def _over_two_ranks(
     cut: int, folder: Path, name: str, mode: str, weak: Tensor, strong: Tensor, threshold: float
 ) -> Tensor:
     """The sum of two ranks' losses, of which the first has `cut` images."""
-    context = mp.get_context("fork")
-    queue = context.Queue()
-    ranks = [
-        context.Process(
-            target=_rank, args=(rank, cut, str(folder / "store"), queue, name, mode, weak, strong, threshold)
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
-    for process in ranks:
-        process.join()
-    return got
+
+    def share(rank: int) -> Tensor:
+        own = slice(cut, None) if rank else slice(cut)
+        return _losses(name, mode, weak[own], strong[own], threshold)
+
+    return torch.stack(on_two_ranks(share, folder)).sum(0)
 
 
 @pytest.mark.slow

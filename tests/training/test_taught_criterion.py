@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from semi_steps import LABELS, learner, net, supervised
 from teaching import NAMES, detector, saved, smooth
 from torch import Tensor
+from two_ranks import on_two_ranks
 
 from mlc_yolo.training.taught_criterion import TAUGHT, TaughtLoss, trusted_boxes
 from mlc_yolo.training.teachers import Teachers, load_teachers
@@ -170,14 +169,6 @@ def _taught_losses(name: str, file: str, images: Tensor) -> Tensor:
     return criterion(model(images), {"img": images, **nothing})[0][-2:].detach()
 
 
-def _rank(rank: int, store: str, queue: Any, name: str, file: str, images: Tensor) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    queue.put(_taught_losses(name, file, images[:1] if rank == 0 else images[1:]).tolist())
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["yolo11", "retinanet"])
 def test_uneven_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
@@ -190,16 +181,7 @@ def test_uneven_ranks_equal_one_process(name: str, tmp_path: Path) -> None:
             p.mul_(1 + 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     file = saved(teacher, tmp_path / "t.pt")
     expected = _taught_losses(name, file, images)
-    context = mp.get_context("fork")
-    queue = context.Queue()
-    ranks = [
-        context.Process(target=_rank, args=(rank, str(tmp_path / "store"), queue, name, file, images))
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    got = torch.tensor([queue.get(timeout=120), queue.get(timeout=120)]).sum(0)
-    for process in ranks:
-        process.join()
+    shares = on_two_ranks(lambda rank: _taught_losses(name, file, images[1:] if rank else images[:1]), tmp_path)
+    got = torch.stack(shares).sum(0)
     assert expected.min() > 0.01
     torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
