@@ -18,9 +18,14 @@ HEADS: dict[str, tuple[str, list[Any]]] = {
 
 
 def write_net(folder: Path, task: str, family: int = 11) -> str:
-    """Write the YAML of a small net with a family's head (8, 11 or 26) of a task; return its path."""
+    """Write the YAML of a small net with a family's head (8, 11, 12 or 26) of a task; return its path.
+
+    YOLO12's heads are YOLO11's; its net has the block with attention before them.
+    """
     file = folder / f"tiny{family}-{task}.yaml"
     content = yaml.safe_load(Path(SMALL_NETS["yolov8n"] if family == 8 else SMALL).read_text())
+    if family == 12:
+        content["backbone"][3] = [-1, 1, "A2C2f", [64, True, 1]]
     name, args = HEADS[task]
     newer = {"end2end": True, "reg_max": 1} if family == 26 else {}
     row = [content["head"][-1][0], 1, f"{name}26" if newer else name, args]

@@ -157,7 +157,7 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["train", "model=nowhere.yaml"], "nowhere.yaml"),
         (["train", "model=yolo11n.yaml", "data=nowhere.yaml"], "nowhere.yaml"),
         (["train", "model=yolo11n-cls.yaml", "assigner=mlc"], "classify model"),
-        (["train", "model=yolo11n-seg.yaml", "iou_head=True"], "segment model"),
+        (["train", "model=yolo11n-seg.yaml", "resize=warp"], "segment model"),
         (["train", "model=yolo11n.yaml", "assigner=mlc", "assigner_warmup=200"], "must end before the run"),
         (["train", "model=yolo11n.yaml", "epochs=abc"], "epochs"),
         (["export", "model=yolo11n.yaml", "format=stok"], "Did you mean 'stock'"),

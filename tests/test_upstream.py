@@ -1008,3 +1008,9 @@ def test_the_folder_of_a_run_is_named_and_not_made(tmp_path: Path) -> None:
     place = {"save_dir": None, "project": str(tmp_path), "name": None, "exist_ok": False}
     asked = SimpleNamespace(**place, task="detect", mode="val")
     assert get_save_dir(asked) == tmp_path / "val" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("task", ["seg", "pose", "obb"])
+def test_yolo12s_heads_of_tasks_are_yolo11s(task: str) -> None:
+    rows = [tasks.yaml_model_load(f"yolo{family}n-{task}.yaml") for family in (11, 12)]
+    assert rows[0]["head"][-1][2:] == rows[1]["head"][-1][2:] and "end2end" not in {*rows[0], *rows[1]}

@@ -51,7 +51,8 @@ def test_wrong_options_are_named_and_touch_no_file(
     ("name", "task", "options"),
     [
         *(("cls", "classify", options) for options in ({"assigner": "mlc"}, {"assigner": lambda *a: None})),
-        *((name, task, {"iou_head": True}) for name, task in (("cls", "classify"), ("obb", "obb"))),
+        ("cls", "classify", {"iou_head": True}),
+        ("obb", "obb", {"ssl": "sed"}),
     ],
 )
 def test_a_model_of_a_task_that_an_option_is_not_for_refuses_it(

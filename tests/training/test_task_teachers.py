@@ -129,7 +129,7 @@ def test_distributions_of_sides_are_compared_where_both_boxes_have_the_same_side
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "family"), [("segment", 11), ("pose", 26), ("obb", 8)])
+@pytest.mark.parametrize(("task", "family"), [("segment", 12), ("pose", 26), ("obb", 8)])
 def test_a_run_learns_from_its_teacher_beside_the_tasks_own_losses(
     task: str,
     family: int,

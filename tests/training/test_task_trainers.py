@@ -56,8 +56,9 @@ def _weights(kind: type[DetectionTrainer], model: str, data: Path, run_dir: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", [11, 26])
-@pytest.mark.parametrize("task", TRAINERS)
+@pytest.mark.parametrize(
+    ("task", "family"), [*((task, family) for task in TRAINERS for family in (11, 26)), ("obb", 8), ("segment", 12)]
+)
 def test_tal_is_the_stock_trainer_to_the_bit(
     task: str, family: int, net: Callable[..., str], labelled: Callable[[str], Path], run_dir: Path
 ) -> None:
