@@ -391,7 +391,8 @@ class MLCYOLO(OpenedYOLO):
         else:
             refuse_for_yolo(self.model, self.overrides.get("model", ""), arguments)
         if files := teacher_files(arguments.ours["teacher"]):
-            refuse_teachers(files, trust=arguments.trust, student=self.model)
+            size = arguments.ours["teacher_imgsz"]
+            refuse_teachers(files, trust=arguments.trust, student=self.model, teacher_imgsz=size)
 
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")

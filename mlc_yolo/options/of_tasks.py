@@ -8,7 +8,7 @@ from collections.abc import Iterable
 FOR_TRAINING = frozenset(
     {"assigner", "assigner_base", "assigner_warmup", "box_weight", "prior_scale"}
     | {"iou_head", "iou_training", "iou_gain", "iou_warmup", "rescore"}
-    | {"teacher", "teacher_weight", "teacher_temperature"}
+    | {"teacher", "teacher_weight", "teacher_temperature", "teacher_imgsz"}
     | {"lr_steps", "warmup_iters", "ema", "trust"}
     | {"mlc_candidates", "mlc_alpha", "mlc_tasks", "mg_rule", "mg_sigma", "mg_tasks"}
 )

@@ -43,6 +43,7 @@ from mlc_yolo.losses.distillation import agreement, foreground, region_logits, t
 from mlc_yolo.losses.scale_pairs import ScalePairs, scale_pairs
 from mlc_yolo.training.dense_outputs import Dense, Gains
 from mlc_yolo.training.distilling import compared, normalisers
+from mlc_yolo.training.other_size import at_cells
 from mlc_yolo.training.pseudo_labels import pseudo_labels
 from mlc_yolo.training.ranks import Losses, Pending, joined, training_ranks
 from mlc_yolo.training.taught_criterion import taught_gains, trusted_boxes
@@ -170,7 +171,8 @@ class SemiLoss(WrappedLoss):
             raw: raw predictions of the student.
             small: the same at half scale; None without the scale term.
         """
-        student, teacher = _of(criterion.dense(raw), teaching), teaching.full
+        student = _of(criterion.dense(raw), teaching)
+        teacher = at_cells(teaching.full, student.sizes)
         sure = foreground(teacher.logits)
         items = _agreement_items(student, teacher, sure)
         if self.mode == "pseudo":  # no branch distils

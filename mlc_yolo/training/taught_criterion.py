@@ -4,7 +4,8 @@ After Localization Distillation (Zheng et al., CVPR 2022, arXiv 2102.12252), whi
 quality focal loss' targets (Li et al., NeurIPS 2020), which are the teacher's probabilities here. In a step:
 
 1. The supervised criterion sees the batch, as without a teacher.
-2. The teacher sees the same images. Its foreground m is its largest class probability at an anchor.
+2. The teacher sees the same images, if need be at another size: see `training.other_size`. Its foreground m is its
+   largest class probability at an anchor.
 3. Classes: sum KL(p_t || p_s) / N over all anchors and the classes that both have, N as in `losses.distillation`.
 4. Box distributions: KL at temperature T, weighted by m where m > 0.1. Where one side has none, or they have other
    bins: 1 - GIoU instead, with the same weights; of oriented boxes 1 - probiou, always. Predicted IoU, where both have
@@ -12,8 +13,8 @@ quality focal loss' targets (Li et al., NeurIPS 2020), which are the teacher's p
 5. The sum of 3 and 4, each with the supervised term's gain, counts by `weight`.
 
 Different from Localization Distillation: the anchors are chosen by the teacher's confidence, not by the assigner and a
-region around its positives. Masks and keypoints are learned from
-labels alone. An end-to-end model is taught in its one-to-many branch alone.
+region around its positives. Masks and keypoints are learned from labels alone. An end-to-end model is taught in its
+one-to-many branch alone.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from mlc_yolo.box_kinds import ORIENTED
 from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.training.dense_outputs import Dense, Gains
 from mlc_yolo.training.distilling import compared, normalisers
+from mlc_yolo.training.other_size import at_cells
 from mlc_yolo.training.ranks import Losses, Pending, joined
 from mlc_yolo.training.teachers import Teachers
 from mlc_yolo.training.wrapped_criterion import WrappedLoss
@@ -92,8 +94,8 @@ class TaughtLoss(WrappedLoss):
     def _taught(self, criterion: Any, raw: dict[str, Any], images: Tensor) -> Pending[Tensor]:
         """Let the teachers see the images; return the terms `TAUGHT`, (2,), not yet weighted."""
         teachers = self.teachers()
-        teacher = teachers(images)
         student = criterion.dense(raw).of(teachers.classes.to(images.device))
+        teacher = at_cells(teachers(images), student.sizes)
         sure = foreground(teacher.logits)
         trusted = trusted_boxes(sure)
         gains = taught_gains(criterion.gains(), student, teacher)

@@ -55,9 +55,12 @@ class TaughtTrainer(MLCTrainer):
             return settled
         if run.distill_model:
             raise ValueError("teacher and distill_model are two ways of distilling: leave one out")
+        if run.teacher_imgsz and run.rect:
+            raise ValueError(f"teacher_imgsz={run.teacher_imgsz} needs square images: leave rect=True out")
         description = self._known_data[1] if self._known_data else {}
         names = {0: "item"} if run.single_cls else description.get("names")
-        refuse_teachers(files, trust=self.arguments.trust, names=names, imgsz=run.imgsz)
+        size = run.teacher_imgsz
+        refuse_teachers(files, trust=self.arguments.trust, names=names, imgsz=run.imgsz, teacher_imgsz=size)
         return {**settled, "teacher": files if len(files) > 1 else files[0]}
 
     @property
@@ -73,12 +76,14 @@ class TaughtTrainer(MLCTrainer):
             return supervised
         model, args = unwrap_model(self.model), self.args
         if self._teachers is None:
-            trust = self.arguments.trust
+            trust, size = self.arguments.trust, int(args.teacher_imgsz) if args.teacher_imgsz else None
             self._digests = digests(files)
-            self._teachers = load_teachers(files, model, self.data["names"], trust=trust).to(self.device)
+            teachers = load_teachers(files, model, self.data["names"], trust=trust, imgsz=size)
+            self._teachers = teachers.to(self.device)
             if RANK in {-1, 0}:
-                known = len(self._teachers.classes)
-                LOGGER.info(f"teacher: {', '.join(files)} teaches {known} of {self.data['nc']} classes")
+                known, verb = len(teachers.classes), "teach" if len(files) > 1 else "teaches"
+                at = f" at {size} px" if size else ""
+                LOGGER.info(f"teacher: {', '.join(files)} {verb} {known} of {self.data['nc']} classes{at}")
         model.criterion = TaughtLoss(
             supervised,
             teachers=lambda: self._teachers,  # type: ignore[arg-type,return-value]
@@ -91,7 +96,8 @@ class TaughtTrainer(MLCTrainer):
         """Resume as `MLCTrainer` does, with the teachers that the run began with.
 
         Raises:
-            ValueError: a teacher's file is another one now.
+            FileNotFoundError: a teacher's file is gone.
+            ValueError: it is another one now.
         """
         if ckpt is not None and self.resume:
             refuse_changed((ckpt.get(exact_resume.RESUME) or {}).get(TEACHERS, {}), self.taught)

@@ -14,7 +14,7 @@ Nothing here is part of the student: checkpoints keep a teacher's path and diges
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from mlc_yolo.heads.iou_aware import has_room, keep_boxes
 from mlc_yolo.losses.distillation import foreground
 from mlc_yolo.training.dense_outputs import Dense, level_sizes, yolo_dense
 from mlc_yolo.training.onnx_teacher import OnnxDetector, exported_dense
+from mlc_yolo.training.other_size import refuse_size, resized
 
 #: A probability's distance from 0 and 1 where an average of probabilities becomes a logit again.
 _EPS = 1e-6
@@ -67,17 +68,32 @@ class Teachers:
         classes: (n,) int64, the student's classes that any of them knows, rising.
     """
 
-    def __init__(self, teachers: Sequence[Teacher]) -> None:
-        """Join teachers of one student."""
+    def __init__(self, teachers: Sequence[Teacher], *, imgsz: int | None = None) -> None:
+        """Join teachers of one student.
+
+        Args:
+            teachers: one or more.
+            imgsz: size in px at which they see square images; None is the student's.
+        """
         self.teachers = teachers
+        self.imgsz = imgsz
         self.classes = torch.cat([teacher.classes for teacher in teachers]).unique()
 
     def __call__(self, images: Tensor) -> Dense:
         """Return what they see on average, of the classes `classes`; without gradients.
 
         Args:
-            images: (B, 3, H, W) in [0, 1].
+            images: (B, 3, H, W) in [0, 1], square where the teachers see them at another size.
+
+        Returns:
+            Boxes in px of `images`; anchors of the teachers' own cells, see `other_size.at_cells`.
         """
+        shown = images if self.imgsz is None else resized(images, self.imgsz)
+        seen = self._average(shown)
+        zoom = images.shape[-1] / shown.shape[-1]
+        return seen if zoom == 1 else replace(seen, boxes=seen.kind.scaled(seen.boxes, zoom))
+
+    def _average(self, images: Tensor) -> Dense:
         seen = [teacher(images) for teacher in self.teachers]
         places = [torch.searchsorted(self.classes, teacher.classes).to(images.device) for teacher in self.teachers]
         if len(seen) == 1:
@@ -126,7 +142,9 @@ def averaged(seen: Sequence[Dense], places: Sequence[Tensor], num_classes: int) 
     return Dense((total / known).logit(_EPS), boxes, distributions, quality, seen[0].sizes)
 
 
-def load_teachers(files: Sequence[str], student: nn.Module, names: Mapping[int, str], *, trust: bool) -> Teachers:
+def load_teachers(
+    files: Sequence[str], student: nn.Module, names: Mapping[int, str], *, trust: bool, imgsz: int | None = None
+) -> Teachers:
     """Load frozen teachers of a student.
 
     Args:
@@ -134,13 +152,14 @@ def load_teachers(files: Sequence[str], student: nn.Module, names: Mapping[int, 
         student: the network that is trained.
         names: its classes by index.
         trust: open files unchecked.
+        imgsz: size in px at which they see images; None is the student's.
 
     Raises:
         FileNotFoundError: a missing file.
         ValueError: a file that carries code, or a model that cannot teach this student.
     """
     _refuse_several(files, student)
-    return Teachers([_teacher(file, _opened(file, trust=trust), student, names) for file in files])
+    return Teachers([_teacher(file, _opened(file, trust=trust), student, names) for file in files], imgsz=imgsz)
 
 
 def refuse_teachers(
@@ -150,6 +169,7 @@ def refuse_teachers(
     student: nn.Module | None = None,
     names: Mapping[int, str] | None = None,
     imgsz: Any = None,
+    teacher_imgsz: Any = None,
 ) -> None:
     """Refuse teachers that cannot teach, by what is known before a run folder is made.
 
@@ -159,6 +179,7 @@ def refuse_teachers(
         student: the network to be trained, if it is there.
         names: classes of the data by index, if they are known.
         imgsz: the run's image size in px, if it is known.
+        teacher_imgsz: the teachers' image size in px, if it is another one.
 
     Raises:
         FileNotFoundError: a missing file.
@@ -166,15 +187,18 @@ def refuse_teachers(
     """
     if student is not None:
         _refuse_several(files, student)
+    shown = teacher_imgsz or imgsz
     for file in files:
         model = _opened(file, trust=trust)
         if student is not None:
             _refuse_other_kind(file, model, student)
-        if isinstance(model, OnnxDetector) and imgsz is not None and model.size != (imgsz, imgsz):
+            if teacher_imgsz:
+                refuse_size(teacher_imgsz, student)
+        if isinstance(model, OnnxDetector) and shown is not None and model.size != (shown, shown):
             height, width = model.size
-            raise ValueError(
-                f"teacher={file} takes {height} x {width} px, the run imgsz={imgsz}: export it at that size"
-            )
+            asked = f"teacher_imgsz={teacher_imgsz:g}" if teacher_imgsz else f"the run imgsz={imgsz}"
+            other = f", or give teacher_imgsz={height}" if height == width else ""
+            raise ValueError(f"teacher={file} takes {height} x {width} px, {asked}: export it at that size{other}")
         if names is not None:
             _shared_classes(file, model.names, names)
 
@@ -186,7 +210,13 @@ def teacher_files(option: Any) -> list[str]:
 
 
 def digests(files: Sequence[str]) -> dict[str, str]:
-    """Return the SHA-256 of each file, by path."""
+    """Return the SHA-256 of each file, by path.
+
+    Raises:
+        FileNotFoundError: one is missing.
+    """
+    for file in files:
+        _refuse_missing(file)
     return {file: whole_files.sha256(file) for file in files}
 
 
@@ -198,6 +228,7 @@ def refuse_changed(expected: Mapping[str, str], files: Sequence[str]) -> None:
         files: today's.
 
     Raises:
+        FileNotFoundError: one is missing.
         ValueError: names the file.
     """
     for file, digest in digests(files).items():
@@ -208,11 +239,15 @@ def refuse_changed(expected: Mapping[str, str], files: Sequence[str]) -> None:
             )
 
 
+def _refuse_missing(file: str) -> None:
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"teacher={file}: there is no such file")
+
+
 def _opened(file: str, *, trust: bool) -> Any:
     """Return a checkpoint's detector."""
     path = Path(file)
-    if not path.is_file():
-        raise FileNotFoundError(f"teacher={file}: there is no such file")
+    _refuse_missing(file)
     if path.suffix not in {".pt", ".onnx", tensors_file.SUFFIX}:
         raise ValueError(f"teacher={file}: expected a checkpoint, .pt or {tensors_file.SUFFIX}, or an export, .onnx")
     if path.suffix == ".onnx":

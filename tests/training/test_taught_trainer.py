@@ -69,21 +69,36 @@ def test_a_run_with_a_teacher_resumes_exactly_and_leaves_a_stock_checkpoint(
     assert MLCYOLO(run_dir / "whole" / "weights" / "best.pt").names == {0: "square", 1: "disc", 2: "cross"}
 
     last.write_bytes(kept)
+    Path(teacher).unlink()
+    with pytest.raises(FileNotFoundError, match=r"teacher=.* there is no such file"):
+        MLCYOLO(last).train(resume=True)
     saved(detector("yolov8", seed=1), Path(teacher))
     with pytest.raises(ValueError, match="is not the file that this run began with"):
         MLCYOLO(last).train(resume=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "teachers"), [("yolo26", ["yolo26", "yolo11"]), ("retinanet", ["retinanet"])])
-def test_several_and_other_kinds_teach(
-    name: str, teachers: list[str], tiny_data: Path, run_dir: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("name", "teachers", "size"), [("yolo26", ["yolo26", "yolo11"], None), ("retinanet", ["retinanet"], 128)]
+)
+def test_several_and_other_kinds_and_sizes_teach(
+    name: str, teachers: list[str], size: int | None, tiny_data: Path, run_dir: Path, tmp_path: Path
 ) -> None:
     files = [saved(detector(each, iou_head=True), tmp_path / f"{each}.pt") for each in teachers]
     source = BY_FAMILY.get(name) or detector_yaml(run_dir, name)
     options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False}
-    train(source, tiny_data, run_dir / "run", teacher=files, **options)
+    net, seen = MLCYOLO(source), []
+    net.add_callback("on_train_start", lambda trainer: _watch(trainer, seen))
+    trained = train(net, tiny_data, run_dir / "run", teacher=files, teacher_imgsz=size, **options)
     assert rows(run_dir / "run")[0]["train/teach_box"] > 0
+    steps = len(trained.trainer.train_loader)
+    assert seen == [(4, 3, size or 64, size or 64)] * steps * len(files)  # each once a step
+
+
+def _watch(trainer: Any, seen: list[tuple[int, ...]]) -> None:
+    """Keep the extent of the images that each teacher sees."""
+    for teacher in trainer._teachers.teachers:
+        teacher.model.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape)))
 
 
 @pytest.mark.slow
@@ -118,20 +133,37 @@ def test_a_trainer_that_cannot_follow_a_teacher_says_who_can(tiny_data: Path, ru
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "name"), [("sed", "yolo11"), ("pseudo", "yolo26"), ("dense", "yolov8")])
+@pytest.mark.parametrize(
+    ("mode", "name", "reweight", "power", "size"),
+    [
+        ("sed", "yolo11", None, 2, 128),
+        ("soft", "yolo11", None, 0, None),
+        ("pseudo", "yolo26", None, 0, 128),
+        ("dense", "yolov8", 1, 1, None),
+    ],
+)
 def test_a_frozen_teacher_takes_the_averages_place(
-    mode: str, name: str, tiny_data: Path, run_dir: Path, tmp_path: Path
+    mode: str,
+    name: str,
+    reweight: float | None,
+    power: float,
+    size: int | None,
+    tiny_data: Path,
+    run_dir: Path,
+    tmp_path: Path,
 ) -> None:
     """On images without labels; those with labels it teaches too."""
     teacher = saved(detector("yolov8", {0: "cross", 1: "square"}), tmp_path / "teacher.pt")
     options = {"ssl": mode, "ssl_burn_in": 0, "ssl_ramp": 0, "ssl_threshold": 0.5, "ema": False}
+    options |= {"ssl_reweight": reweight, "teacher_imgsz": size}
     unlabeled = str(tiny_data.parent / "images" / "train")
     net = MLCYOLO(BY_FAMILY[name])
     decays: list[float] = []
     net.add_callback("on_train_start", lambda trainer: decays.append(trainer.ema.decay(10**6)))
     few = {"epochs": 1, "batch": 4, "nbs": 4, "val": False, "unlabeled": unlabeled}
     trained = train(net, tiny_data, run_dir / "run", teacher=teacher, **few, **options)
-    assert type(trained.trainer) is SemiTrainer and trained.trainer.model.criterion.teacher.frozen
+    criterion = trained.trainer.model.criterion
+    assert type(trained.trainer) is SemiTrainer and criterion.teacher.frozen and criterion.power == power
     row = rows(run_dir / "run")[0]
     expected = ["teach_cls", "teach_box", "ssl_cls", "ssl_box", *(["ssl_scale"] if mode == "sed" else [])]
     assert all(row[f"train/{term}"] > 0 for term in expected) and 0 < row["train/agree_cls"] <= 1

@@ -16,6 +16,7 @@ from ultralytics.utils.ops import xywh2xyxy
 from mlc_yolo import MLCYOLO
 from mlc_yolo.checkpoints.safe_load import RefusedCheckpoint
 from mlc_yolo.training.dense_outputs import Dense
+from mlc_yolo.training.other_size import resized
 from mlc_yolo.training.teachers import (
     averaged,
     digests,
@@ -115,6 +116,19 @@ def test_an_exported_teacher_that_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         refuse_teachers([str(exported[0])], trust=False, student=detector(student), names=NAMES, imgsz=imgsz)
+
+
+@pytest.mark.slow
+def test_an_exported_teacher_sees_images_at_its_size_where_that_is_asked_for(exported: tuple[Path, Any]) -> None:
+    files, student = [str(exported[0])], detector("yolo11")
+    refuse_teachers(files, trust=False, student=student, names=NAMES, imgsz=128, teacher_imgsz=64)
+    with pytest.raises(ValueError, match=r"takes 64 x 64 px, teacher_imgsz=96: .* or give teacher_imgsz=64"):
+        refuse_teachers(files, trust=False, student=student, names=NAMES, imgsz=64, teacher_imgsz=96)
+    images = smooth(2, 128, 128)
+    seen = load_teachers(files, student, NAMES, trust=False, imgsz=64)(images)
+    small = load_teachers(files, student, NAMES, trust=False)(resized(images, 64))
+    torch.testing.assert_close(seen.boxes, 2 * small.boxes)
+    torch.testing.assert_close(seen.logits, small.logits)
 
 
 def test_a_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
