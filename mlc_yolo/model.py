@@ -27,6 +27,7 @@ from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.placed_export import noting, placed_model
 from mlc_yolo.evaluation.placement import Placing
 from mlc_yolo.evaluation.predictor import MLCPredictor
+from mlc_yolo.evaluation.task_predictors import PREDICTORS
 from mlc_yolo.evaluation.task_validators import TASK_VALIDATORS
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.heads.iou_aware import rank_by_iou, set_rescore
@@ -70,13 +71,13 @@ class MLCYOLO(OpenedYOLO):
         ours = {"trainer": MLCTrainer, "validator": MLCValidator, "predictor": MLCPredictor, "model": DetectionModel}
         tasks: dict[str, dict[str, Any]] = {**super().task_map, "detect": ours}
         for task, trainer in TASK_TRAINERS.items():
-            tasks[task] = {**tasks[task], "trainer": trainer, "validator": TASK_VALIDATORS[task]}
+            tasks[task] |= {"trainer": trainer, "validator": TASK_VALIDATORS[task], "predictor": PREDICTORS[task]}
         return tasks
 
     def _smart_load(self, key: str) -> Any:
         """Return the class for this model's task; of predictors, one that resizes images as the call asked."""
         chosen = super()._smart_load(key)
-        return partial(chosen, trust=self.trust, **self._predicting) if chosen is MLCPredictor else chosen
+        return partial(chosen, trust=self.trust, **self._predicting) if chosen in PREDICTORS.values() else chosen
 
     def train(self, trainer: Any = None, **kwargs: Any) -> Any:
         """Train. `assigner` takes a name or an assigner object; `data` left out means the demo set.
@@ -101,7 +102,8 @@ class MLCYOLO(OpenedYOLO):
             custom = kwargs.pop("assigner")
             if isinstance(custom, type):
                 raise TypeError(f"assigner={custom.__name__} is a class; give an instance: {custom.__name__}()")
-        learns = self.task in TASK_TRAINERS and trainer is None
+        own = TASK_TRAINERS.get(self.task)
+        learns = own is not None and (trainer is None or own in getattr(trainer, "__mro__", ()))
         arguments = self._arguments(kwargs, fitting=FOR_TRAINING if learns else frozenset())
         asked = arguments.flat()
         if learns or self.task == "detect":
@@ -169,9 +171,9 @@ class MLCYOLO(OpenedYOLO):
             The metrics object.
         """
         provide_fonts()
+        chosen = validator or self._smart_load("validator")
         arguments = self._prepared(kwargs)
         asked = dict(arguments.stock)
-        chosen = validator or self._smart_load("validator")
         if isinstance(chosen, type) and issubclass(chosen, MLCValidator):  # it resolves data, and takes our options
             chosen = partial(chosen, arguments=arguments)
         elif further := arguments.explicit - {"trust", *FOR_INFERENCE}:
@@ -214,10 +216,10 @@ class MLCYOLO(OpenedYOLO):
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Predict as upstream does; `rescore=False` ranks by the class score alone, `resize` overrules the model's."""
         arguments = self._prepared(kwargs)
-        if predictor is None and self.task == "detect":
+        if predictor is None and self.task in PREDICTORS:
             every = arguments.ours
             self._predicting = {name: every[name] for name in ("resize", "show_sigma")} | {"placing": Placing.of(every)}
-            asked = type(self.predictor) is MLCPredictor
+            asked = isinstance(self.predictor, MLCPredictor)
             if not asked or any(getattr(self.predictor, name) != value for name, value in self._predicting.items()):
                 self.predictor = None
         return super().predict(source=source, stream=stream, predictor=predictor, **arguments.stock)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from mlc_yolo.boxes import pairwise_iou
+from mlc_yolo.oriented import pairwise_probiou
 
 #: Overlaps computed at once: the memory of voting, whatever the number of boxes (2 MiB of float64).
 MAX_OVERLAPS = 2**18
@@ -84,6 +85,71 @@ def vote(
         sums[here] = weights.where(votes, 0) @ summands
     weighted, total = sums[:, :4], sums[:, 4:]
     return torch.where(total > 0, weighted / total, kept.to(exact)).float()
+
+
+def vote_oriented(
+    kept: Tensor,
+    kept_groups: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    *,
+    iou_threshold: float,
+    sigma: float,
+) -> Tensor:
+    """Move each kept oriented box to the weighted mean of its voters: `vote`, with probiou in place of IoU.
+
+    A box stays itself when its angle grows by pi, or by pi / 2 with its sides swapped. Each voter is taken in that of
+    its forms whose angle is nearest the kept box's, within pi / 4; then centres, sides and differences of angle have a
+    mean. So neither form nor multiple of pi of any box matters, and turning all boxes turns the result. Of a square,
+    whose probiou does not depend on its angle, voters may lie at any: the mean is then one of many that fit alike.
+
+    Args:
+        kept: (n, 5) x, y, w, h px, angle in radians; rows of `boxes`.
+        kept_groups: (n,) int64.
+        boxes: (N, 5), the candidates.
+        scores: (N,) >= 0.
+        groups: (N,) int64; only boxes of one group vote for one another.
+        iou_threshold: candidates whose probiou with the kept box is above this vote.
+        sigma: width of the closeness, above 0.
+
+    Returns:
+        (n, 5) float32, sides 0 or more, angles within pi / 4 of the kept ones.
+
+    Example:
+        The second box is the first one, turned by a quarter with its sides swapped: nothing moves.
+
+        >>> boxes = torch.tensor([[10.0, 10.0, 8.0, 4.0, 0.0], [10.0, 10.0, 4.0, 8.0, torch.pi / 2]])
+        >>> scores, groups = torch.tensor([0.5, 0.25]), torch.tensor([0, 0])
+        >>> vote_oriented(boxes[:1], groups[:1], boxes, scores, groups, iou_threshold=0.7, sigma=0.01).round(decimals=4)
+        tensor([[10., 10.,  8.,  4., -0.]])
+    """
+    kept, boxes = kept.float(), boxes.float()
+    exact = torch.float32 if boxes.device.type == "mps" else torch.float64
+    finite = boxes.isfinite().all(1)
+    rows, scores = boxes.to(exact).where(finite[:, None], 0), scores.to(exact)
+    voted = kept.to(exact)
+    size = max(1, MAX_OVERLAPS // max(1, len(boxes)))
+    for start in range(0, len(kept), size):
+        here = slice(start, start + size)
+        overlaps = pairwise_probiou(kept[here], boxes)
+        votes = (overlaps > iou_threshold) & (kept_groups[here, None] == groups) & finite
+        weights = (scores * ((1 - overlaps.to(exact)).square() / -sigma).exp()).where(votes, 0)
+        turned = rows[:, 4] - voted[here, 4:]
+        quarters = (turned / (torch.pi / 2)).round()
+        first, second = rows[:, 2].abs(), rows[:, 3].abs()
+        swapped = quarters.remainder(2) == 1
+        means = (
+            weights @ rows[:, :2],
+            (weights * torch.where(swapped, second, first)).sum(1, keepdim=True),
+            (weights * torch.where(swapped, first, second)).sum(1, keepdim=True),
+            (weights * (turned - quarters * (torch.pi / 2))).sum(1, keepdim=True),
+        )
+        total = weights.sum(1, keepdim=True)
+        mean = torch.cat(means, 1) / total
+        mean[:, 4:] += voted[here, 4:]
+        voted[here] = torch.where(total > 0, mean, voted[here])
+    return voted.float()
 
 
 def distance_variances(logits: Tensor) -> Tensor:

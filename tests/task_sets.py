@@ -7,14 +7,18 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 import yaml
-from nets import SMALL, SMALL_NETS
+from nets import SMALL, SMALL_NETS, enliven
+from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel, yaml_model_load
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 HEADS: dict[str, tuple[str, list[Any]]] = {
     "segment": ("Segment", ["nc", 8, 16]),
     "pose": ("Pose", ["nc", "kpt_shape"]),
     "obb": ("OBB", ["nc", 1]),
 }
+MODELS: dict[str, Any] = {"segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 
 
 def write_net(folder: Path, task: str, family: int = 11) -> str:
@@ -31,6 +35,21 @@ def write_net(folder: Path, task: str, family: int = 11) -> str:
     row = [content["head"][-1][0], 1, f"{name}26" if newer else name, args]
     file.write_text(yaml.safe_dump({**content, **newer, "kpt_shape": [2, 3], "head": [row]}))
     return str(file)
+
+
+def write_lively(folder: Path, task: str, family: int) -> Path:
+    """Return a checkpoint, written if it is not there yet, whose scores and boxes differ from anchor to anchor."""
+    file = folder / f"lively{family}-{task}.pt"
+    if file.exists():
+        return file
+    torch.manual_seed(0)
+    model = MODELS[task](yaml_model_load(write_net(folder, task, family)), nc=2, verbose=False)
+    enliven(model, torch.rand(2, 3, 64, 64))
+    for layers in getattr(model.model[-1], "one2one_cv2", None) or ():
+        layers[-1].bias.data += 2  # distances in strides, or few boxes would meet an object
+    model.names, model.task, model.args = {0: "a", 1: "b"}, task, {**DEFAULT_CFG_DICT, "task": task}
+    torch.save({"model": model, "train_args": {"task": task}}, file)
+    return file
 
 
 def write_set(folder: Path, task: str) -> Path:

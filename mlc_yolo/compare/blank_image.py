@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from ultralytics.utils.checks import check_imgsz
 
-from mlc_yolo.evaluation.recording import RecordingValidator, record
+from mlc_yolo.evaluation.recording import RECORDERS, RecordingValidator, record
 from mlc_yolo.model import MLCYOLO
 
 _FILE = "blank.png"
@@ -23,23 +23,35 @@ def judge_blank_image(model: MLCYOLO, options: dict[str, Any]) -> None:
     Raises:
         Exception: whatever a validation of this model would end with.
     """
-    record(model, _BlankImageValidator, **{**options, "batch": 1})
+    validator: Any = RECORDERS[model.task]
+
+    class BlankImageValidator(_OfBlankImage, validator):
+        pass
+
+    record(model, BlankImageValidator, **{**options, "batch": 1})
 
 
-class _BlankImageValidator(RecordingValidator):
-    """`RecordingValidator` of one blank image."""
+class _OfBlankImage(RecordingValidator):
+    """Lets a `RecordingValidator` see one blank image."""
 
     def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
         """Return a loader of one batch, as upstream collates it."""
         height, width = check_imgsz(self.args.imgsz, stride=self.stride, min_dim=2)
+        parts: dict[str, Any] = {"bboxes": torch.full((1, 4), 0.5)}  # xywh, fractions of the image
+        if self.args.task == "segment":
+            parts["masks"] = torch.ones(1, height // 4, width // 4)
+        if self.args.task == "pose":
+            parts["keypoints"] = torch.full((1, *self.data["kpt_shape"]), 0.5)
+        if self.args.task == "obb":
+            parts["bboxes"] = torch.full((1, 5), 0.5)  # and an angle
         return _Loader(
             img=torch.zeros(1, self.data["channels"], height, width, dtype=torch.uint8),
             cls=torch.zeros(1, 1),
-            bboxes=torch.full((1, 4), 0.5),  # xywh, fractions of the image
             batch_idx=torch.zeros(1),
             im_file=[_FILE],
             ori_shape=[(height, width)],
             ratio_pad=[((1.0, 1.0), (0.0, 0.0))],
+            **parts,
         )
 
 

@@ -59,15 +59,19 @@ def _refusal(options: dict[str, Any], folder: str) -> str | None:
     from mlc_yolo.evaluation.recording import refuse_other_tasks
     from mlc_yolo.model import MLCYOLO
     from mlc_yolo.training.semi_trainer import SemiTrainer
+    from mlc_yolo.training.task_trainers import TASK_TRAINERS
 
     class Started(Exception):
         """The trainer accepted everything."""
 
-    class Rehearsal(SemiTrainer):
-        def train(self) -> None:
-            self.setup_model()
-            self.set_model_attributes()
-            raise Started
+    def rehearsing(trainer: Any) -> Any:
+        class Rehearsal(trainer):
+            def train(self) -> None:
+                self.setup_model()
+                self.set_model_attributes()
+                raise Started
+
+        return Rehearsal
 
     name = options.pop("model")
     options |= {"project": folder, "name": "run", "exist_ok": True, "device": "cpu"}
@@ -75,7 +79,7 @@ def _refusal(options: dict[str, Any], folder: str) -> str | None:
         model = MLCYOLO(name, trust=bool(options.get("trust", False)))
         refuse_other_tasks(model)
         try:
-            model.train(Rehearsal, **options)
+            model.train(rehearsing(TASK_TRAINERS.get(model.task, SemiTrainer)), **options)
         except Started:
             model.model = model.trainer.model
         else:

@@ -19,7 +19,7 @@ from mlc_yolo.compare.cell import RECORDS, SPECIFICATION, read_epochs
 from mlc_yolo.compare.grid import Cell, Grid, plan
 from mlc_yolo.metrics.bootstrap import Difference, draw_images, paired_differences
 from mlc_yolo.metrics.records import Records, saved_digest
-from mlc_yolo.metrics.weighted_ap import NAMES, WeightedAP
+from mlc_yolo.metrics.weighted_ap import WeightedAP
 
 GRID, RUNS, DIFFERENCES = "grid.yaml", "runs.csv", "differences.csv"
 
@@ -28,8 +28,6 @@ COLUMNS = (
     *("data", "variant", "baseline", "metric", "seeds", "baseline_mean", "baseline_sd", "mean", "sd"),
     *("difference", "difference_sd", "low", "high", "verdict", "ratio"),
 )
-#: Metric -> factor to the unit of the tables: percent, or none.
-_FACTOR = {name: 100.0 if name.startswith("AP") else 1.0 for name in NAMES}
 #: Cost -> column of `runs`.
 _COSTS = {"training_time": "train_seconds", "memory": "memory_mib", "latency": "latency_ms"}
 
@@ -93,7 +91,7 @@ class Comparison:
         for cell in self.finished:
             epochs = read_epochs(self.folder / cell.name)
             specification = yaml.safe_load((self.folder / cell.name / SPECIFICATION).read_text(encoding="utf-8"))
-            metrics = {name: _known(values[0] * _FACTOR[name]) for name, values in self._values[cell.name].items()}
+            metrics = {name: _known(values[0] * _factor(name)) for name, values in self._values[cell.name].items()}
             rows.append(
                 {
                     "cell": cell.name,
@@ -212,8 +210,9 @@ class Comparison:
 
     def _metric_rows(self, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> list[dict[str, Any]]:
         bases, variants = ([self._values[row["cell"]] for row in side] for side in zip(*pairs, strict=True))
-        differences = paired_differences(bases, variants)
-        return [{**_row(name, name, pairs), **_scaled(differences[name], _FACTOR[name])} for name in NAMES]
+        shared = [name for name in bases[0] if name in variants[0]]  # models of two tasks share those of boxes
+        differences = paired_differences([{name: base[name] for name in shared} for base in bases], variants)
+        return [{**_row(name, name, pairs), **_scaled(differences[name], _factor(name))} for name in shared]
 
     def _table(self, name: str) -> list[dict[str, Any]]:
         if name not in {"differences", "runs"}:
@@ -285,6 +284,11 @@ def _scaled(difference: Difference, factor: float) -> dict[str, Any]:
     }
 
 
+def _factor(metric: str) -> float:
+    """Return the factor to the unit of the tables: percent of APs, none of others."""
+    return 100.0 if "AP" in metric else 1.0
+
+
 def _known(value: float) -> float | None:
     """Return the value, rounded as results are kept; None for nan."""
     return None if math.isnan(value) else round(float(value), 4)
@@ -294,7 +298,8 @@ def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a CSV in one step; None is nothing."""
     table = io.StringIO(newline="")
     if rows:
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(name for row in rows for name in row))  # models of some tasks have more metrics
+        writer = csv.DictWriter(table, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     whole_files.write(path, table.getvalue())

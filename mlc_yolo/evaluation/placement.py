@@ -27,7 +27,7 @@ from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
 from mlc_yolo.heads.placed import IOU, SIGMAS
 from mlc_yolo.nms import candidates
-from mlc_yolo.voting import distance_variances, vote
+from mlc_yolo.voting import distance_variances, vote, vote_oriented
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def placed_detections(
         **options: of that function.
 
     Returns:
-        detections: B tensors (n, 6): xyxy px, score, class.
+        detections: B tensors (n, 6 + E): xyxy px, score, class, and what goes along with the box that was kept.
         anchors: B int64 tensors (n,): which of the A each box is.
 
     Raises:
@@ -205,7 +205,7 @@ def placed_detections(
     rows, anchors = detections_with_anchors(prediction, extras, **options)
     for i, anchor in enumerate(anchors):
         if polls:
-            rows[i][:, :4] = polls[i].vote(rows[i], anchor, placing)
+            polls[i].vote(rows[i], anchor, placing)
         if placing.min_iou > 0 or placing.by_iou:
             ious = placement.ious(i, anchor)
             order = (
@@ -225,12 +225,13 @@ class _Poll:
         self, image: Tensor, index: int, extras: Sequence[str], placement: Placement, options: Mapping[str, Any]
     ) -> None:
         """Keep the candidates of an image's output (4 + K + E, A); `options` are those of `detections_with_anchors`."""
-        stop = len(image) - len(extras)
+        stop = 4 + options["num_classes"] if options.get("num_classes") else len(image) - len(extras)
         self._classes = stop - 4
+        self._rotated = bool(options.get("rotated"))
         near = (image[4:stop].amax(0) > options["confidence"]).nonzero().squeeze(1)
         columns = image[:, near].float()
         self._agnostic = options["agnostic"]
-        self._extra = dict(zip(extras, image[stop:].float(), strict=True))
+        self._extra = dict(zip(extras, image[len(image) - len(extras) :].float(), strict=True))
         scores, wanted = columns[4:stop].T, options.get("classes")
         if wanted is not None:
             wanted = torch.as_tensor(wanted, device=image.device).flatten()
@@ -242,25 +243,24 @@ class _Poll:
         if wanted is not None:
             kept = torch.isin(labels, wanted)
             anchors, labels, self._scores = anchors[kept], labels[kept], self._scores[kept]
-        self._boxes = xywh2xyxy(columns[:4, anchors].T)
+        boxes = columns[:4, anchors].T
+        self._boxes = torch.cat((boxes, columns[-1:, anchors].T), 1) if self._rotated else xywh2xyxy(boxes)
         anchors = near[anchors]
         if "iou" in self._extra:  # else it is a factor of the score already
             self._scores = self._scores * self._extra["iou"][anchors]
         self._groups = self._group(labels, anchors)
-        self._variances = placement.variances(index, anchors)
+        self._variances = None if self._rotated else placement.variances(index, anchors)
 
-    def vote(self, rows: Tensor, anchors: Tensor, placing: Placing) -> Tensor:
-        """Return the boxes (n, 4) that detections (n, 6) get."""
-        return vote(
-            rows[:, :4],
-            self._group(rows[:, 5].long(), anchors),
-            self._boxes,
-            self._scores,
-            self._groups,
-            iou_threshold=placing.vote_iou,
-            sigma=placing.vote_sigma,
-            variances=self._variances,
-        )
+    def vote(self, rows: Tensor, anchors: Tensor, placing: Placing) -> None:
+        """Give detections (n, 6 + E) their boxes, in place."""
+        candidates = self._boxes, self._scores, self._groups
+        groups = self._group(rows[:, 5].long(), anchors)
+        limits = {"iou_threshold": placing.vote_iou, "sigma": placing.vote_sigma}
+        if self._rotated:
+            boxes = vote_oriented(torch.cat((rows[:, :4], rows[:, -1:]), 1), groups, *candidates, **limits)
+            rows[:, :4], rows[:, -1] = boxes[:, :4], boxes[:, 4]
+        else:
+            rows[:, :4] = vote(rows[:, :4], groups, *candidates, **limits, variances=self._variances)
 
     def _group(self, labels: Tensor, anchors: Tensor) -> Tensor:
         groups = torch.zeros_like(labels) if self._agnostic else labels

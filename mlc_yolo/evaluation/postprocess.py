@@ -51,6 +51,8 @@ def detections_with_anchors(
     multi_label: bool,
     classes: int | Sequence[int] | None = None,
     end2end: bool = False,
+    num_classes: int = 0,
+    rotated: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Apply NMS to every image of a batch.
 
@@ -58,9 +60,9 @@ def detections_with_anchors(
     comes to its end.
 
     Args:
-        prediction: (B, 4 + K + E, A): xywh px boxes, class scores, extra channels; or (B, N, 6), the detections of a
-            model that needs no NMS: xyxy px, score, class. Of a list or tuple, the first entry.
-        extras: the E names.
+        prediction: (B, 4 + K + E, A): xywh px boxes, class scores, extra channels; or (B, N, 6 + E), the detections of
+            a model that needs no NMS: xyxy px, score, class. Of a list or tuple, the first entry.
+        extras: the E names; of other channels, which `num_classes` tells from the scores, none.
         confidence: scores above it count.
         iou_threshold: overlap from which a lower box is suppressed.
         max_det: detections per image.
@@ -69,9 +71,11 @@ def detections_with_anchors(
         classes: keep only these; of a head with extra channels, an anchor whose best class is another gives its best
             among them.
         end2end: the model needs no NMS, whatever the shape of its output.
+        num_classes: K, where channels after the scores go along with a box; 0 where there are none.
+        rotated: the last of these is an angle, and boxes are compared by probiou and stay xywh.
 
     Returns:
-        detections: B tensors (n, 6): xyxy px, score, class.
+        detections: B tensors (n, 6 + E): xyxy px, score, class, what goes along.
         anchors: B int64 tensors (n,): which of the A (or N) each box is.
     """
     dense: Tensor = prediction[0] if isinstance(prediction, list | tuple) else prediction
@@ -84,18 +88,20 @@ def detections_with_anchors(
             agnostic,
             multi_label,
             max_det=max_det,
+            nc=num_classes,
             max_time_img=inf,
+            rotated=rotated,
             end2end=end2end,
             return_idxs=True,
         )
         return stock[0], [anchors.long().flatten() for anchors in stock[1]]
-    num_classes = dense.shape[1] - 4 - len(extras)
+    channels = dense.shape[1] - 4 - len(extras)
     rows, anchors = [], []
     for image in dense.float().transpose(1, 2):
-        boxes, scores, columns = image.split((4, num_classes, len(extras)), 1)
+        boxes, scores, columns = image.split((4, channels, len(extras)), 1)
         if classes is not None:
             wanted = torch.as_tensor(classes, device=scores.device).flatten()
-            scores = scores.where(torch.isin(torch.arange(num_classes, device=scores.device), wanted), 0)
+            scores = scores.where(torch.isin(torch.arange(channels, device=scores.device), wanted), 0)
         extra = dict(zip(extras, columns.unbind(1), strict=True))
         groups = extra.get("level")
         selected, anchor = select_with_anchors(
@@ -106,7 +112,7 @@ def detections_with_anchors(
             max_det=max_det,
             predicted_ious=extra.get("iou"),
             groups=None if groups is None else groups.long(),
-            multi_label=multi_label and num_classes > 1,
+            multi_label=multi_label and channels > 1,
             agnostic=agnostic,
         )
         rows.append(selected)

@@ -78,13 +78,13 @@ class MLCPredictor(DetectionPredictor):
 
     def inference(self, im: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Run the model on a batch (B, 3, H, W), augmented where `augment` asks for it."""
-        with augmenting(native(self.model)) if self.args.augment else nullcontext():
+        with augmenting(native(self.model)) if self.args.augment and self.args.task == "detect" else nullcontext():
             return super().inference(im, *args, **kwargs)
 
     def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
         """Turn the model's output into `Results`, an image each."""
         self.placing.check(self.model, augment=bool(self.args.augment))
-        placement = Placement(self.model, preds)
+        placement = self._placement(preds)
         rows, anchors = placed_detections(
             placement.dense,
             extra_channels(self.model),
@@ -97,16 +97,26 @@ class MLCPredictor(DetectionPredictor):
             multi_label=False,
             classes=self.args.classes,
             end2end=getattr(self.model, "end2end", False),
+            num_classes=0 if self.args.task == "detect" else len(self.model.names),
+            rotated=self.args.task == "obb",
         )
         if not isinstance(orig_imgs, list):
             orig_imgs = convert_torch2numpy_batch(orig_imgs)[..., ::-1]
         levels = getattr(self, "_feats", None)  # what the head read, where a tracker compares appearances
         features = None if levels is None else self.get_obj_feats(levels, self._cells(rows, anchors, levels))
-        known = [torch.cat((row, placement.columns(i, anchors[i])), 1) for i, row in enumerate(rows)]
+        known = [self._known(row, placement, i, anchors[i]) for i, row in enumerate(rows)]
         results = list(self.construct_results(known, img, orig_imgs, **kwargs))
         for result, feature in zip(results, features or (), strict=False):
             result.feats = feature
         return results
+
+    def _placement(self, preds: Any) -> Placement:
+        """Return what a batch's outputs say about its boxes."""
+        return Placement(self.model, preds)
+
+    def _known(self, rows: Tensor, placement: Placement, image: int, anchors: Tensor) -> Tensor:
+        """Return an image's detections with what `construct_result` takes beside them."""
+        return torch.cat((rows, placement.columns(image, anchors)), 1)
 
     def _cells(self, rows: list[Tensor], anchors: list[Tensor], levels: list[Tensor]) -> list[Tensor]:
         """Return the cell, over all levels, whose features describe a detection: B int64 tensors (n,).

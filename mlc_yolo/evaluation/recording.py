@@ -13,12 +13,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from ultralytics.utils import ops
 
+from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE, MLCValidator
 from mlc_yolo.metrics import divergence
 from mlc_yolo.metrics.reach import IOU, best_placed
-from mlc_yolo.metrics.records import Records
+from mlc_yolo.metrics.records import LEAST_SIMILARITY, Records
+from mlc_yolo.options.of_tasks import FOR_INFERENCE, FOR_TRAINING
+from mlc_yolo.oriented import pairwise_probiou
 
 Float32Array = NDArray[np.float32]
 V = TypeVar("V", bound="RecordingValidator")
@@ -40,22 +42,21 @@ class RecordingValidator(MLCValidator):
         self._images: list[str] = []
         self._sizes: list[tuple[int, int]] = []
         self.best: list[Float32Array] = []
-        self._raw_outputs = True
+        self._similarity: Tensor | None = None  # of the current image's objects and detections, (M, N)
+        self._pairs_of_images: list[Float32Array] = []  # (P, 3) an image: detection, object, similarity
         for name in ("coco_objects", "coco_detections"):  # gathered where they have a list
             self.metrics.stats.setdefault(name, [])
 
     def init_metrics(self, model: Any) -> None:
         """Prepare a validation."""
         super().init_metrics(model)
-        self._images, self._sizes, self.best = [], [], []
-        self._raw_outputs = True
+        self._images, self._sizes, self.best, self._pairs_of_images = [], [], [], []
 
-    def postprocess(self, preds: Any) -> list[dict[str, Tensor]]:
-        """Note whether these outputs are from before NMS, then go on as a validation does."""
-        dense: Tensor = preds[0] if isinstance(preds, list | tuple) else preds
-        self._raw_outputs = not (self.end2end or dense.shape[-1] == 6)  # the test upstream's NMS applies: final boxes
-        images: list[dict[str, Tensor]] = super().postprocess(preds)
-        return images
+    def match_predictions(self, pred_classes: Tensor, true_classes: Tensor, iou: Tensor, *args: Any) -> Tensor:
+        """Match as upstream does, and keep what it is matched by: last comes what the task's own AP goes by."""
+        self._similarity = iou.detach()
+        matched: Tensor = super().match_predictions(pred_classes, true_classes, iou, *args)
+        return matched
 
     def image_order(self) -> list[int]:
         """Return the places of the images validated so far in the order of their names, which is the records'."""
@@ -65,14 +66,23 @@ class RecordingValidator(MLCValidator):
         self._images.append(str(batch["im_file"]))
         height, width = batch["ori_shape"]
         self._sizes.append((int(height), int(width)))
+        self.best.append(self._best_placed(batch).numpy().astype(np.float32))
+        self._similarity = None
+        stat = super()._process_batch(preds, batch)
+        self._pairs_of_images.append(_pairs(self._similarity))
+        return stat
+
+    def _best_placed(self, batch: dict[str, Any]) -> Tensor:
+        """Return the best-placed candidate of each object of an image, (M, 6), in pixels of the original image."""
         gt_boxes, gt_labels = batch["bboxes"].cpu(), batch["cls"].cpu()
-        best = torch.zeros(len(gt_boxes), 6)
-        if self._raw_outputs:  # clipped to the image, as detections are
-            candidates = self._entries[0].clone()
-            candidates[:, :4] = self.to_original(candidates[:, :4], batch)
-            best = best_placed(candidates, self.to_original(gt_boxes, batch), gt_labels)
-        self.best.append(best.numpy().astype(np.float32))
-        return super()._process_batch(preds, batch)
+        if not self._raw_outputs:
+            return torch.zeros(len(gt_boxes), 6)
+        if self.oriented:  # an image is not stretched, so that probiou is the same in its pixels
+            best = best_placed(self._entries[0], gt_boxes, gt_labels, overlap=pairwise_probiou)
+            return torch.cat((self.to_original(best[:, :5], batch), best[:, 5:]), 1)
+        candidates = self._entries[0].clone()
+        candidates[:, :4] = self.to_original(candidates[:, :4], batch)  # clipped to the image, as detections are
+        return best_placed(candidates, self.to_original(gt_boxes, batch), gt_labels)
 
     def get_stats(self) -> dict[str, Any]:
         """Return the metrics as upstream does; keep the boxes first, which upstream drops here."""
@@ -96,16 +106,45 @@ class RecordingValidator(MLCValidator):
             names={int(label): str(name) for label, name in self.names.items()},
             spearman=object_correlations(samples, [len(rows) for rows in objects]),
             reach=np.concatenate([self.best[i][:, IOU] for i in order]) if self._raw_outputs and order else None,
+            task=str(self.args.task),
+            **self._pairs_of_all(order, objects, detections),
         )
         metrics: dict[str, Any] = super().get_stats()
         return metrics
 
-    @staticmethod
-    def to_original(boxes: Tensor, batch: dict[str, Any]) -> Tensor:
-        """Return boxes (n, 4) of the network's input in pixels of the original image."""
-        return torch.as_tensor(
-            ops.scale_boxes(batch["imgsz"], boxes.clone(), batch["ori_shape"], ratio_pad=batch["ratio_pad"])
-        )
+    def _pairs_of_all(
+        self, order: Sequence[int], objects: Sequence[Float32Array], detections: Sequence[Float32Array]
+    ) -> dict[str, Any]:
+        """Return the pairs of all images as `Records` has them; nothing for detection."""
+        if self.args.task == "detect":
+            return {}
+        firsts = [np.cumsum([0, *(len(rows) for rows in images)])[:-1] for images in (detections, objects)]
+        pairs = [self._pairs_of_images[i] for i in order]
+        shift = [np.repeat(first.astype(np.int64), [len(image) for image in pairs]) for first in firsts]
+        merged = np.concatenate([np.empty((0, 3), dtype=np.float32), *pairs])
+        detection, other = (merged[:, i].astype(np.int64) + shift[i] for i in (0, 1))
+        return {"pair_detection": detection, "pair_object": other, "pair_similarity": merged[:, 2]}
+
+
+class RecordingSegmentation(RecordingValidator, MLCSegmentationValidator):
+    """`RecordingValidator` of segmentation; its similarity is the IoU of masks."""
+
+
+class RecordingPose(RecordingValidator, MLCPoseValidator):
+    """`RecordingValidator` of poses; its similarity is OKS."""
+
+
+class RecordingOriented(RecordingValidator, MLCOrientedValidator):
+    """`RecordingValidator` of oriented boxes; its similarity is probiou."""
+
+
+#: Task -> validator, of the tasks that are recorded.
+RECORDERS: dict[str, type[RecordingValidator]] = {
+    "detect": RecordingValidator,
+    "segment": RecordingSegmentation,
+    "pose": RecordingPose,
+    "obb": RecordingOriented,
+}
 
 
 def listed(validator: type[V]) -> tuple[type[V], list[V]]:
@@ -133,16 +172,19 @@ def refuse_other_tasks(model: Any) -> None:
     Raises:
         ValueError: a model of another task.
     """
-    if model.task != "detect":
-        raise ValueError(f"records need a detection model, but '{model.model_name}' is a {model.task} model")
+    if model.task not in RECORDERS:
+        raise ValueError(
+            f"records need a model of {', '.join(RECORDERS)}, but '{model.model_name}' is a {model.task} model, which "
+            "finds no boxes"
+        )
 
 
-def record(model: Any, validator: type[RecordingValidator] = RecordingValidator, **arguments: Any) -> Records:
+def record(model: Any, validator: type[RecordingValidator] | None = None, **arguments: Any) -> Records:
     """Validate a model and keep what it saw, down to the confidence AP is measured at.
 
     Args:
         model: an `MLCYOLO`.
-        validator: class of what validates.
+        validator: class of what validates; that of the model's task when left out.
         **arguments: of `MLCYOLO.val`, or of the training it comes from, most of which do nothing here.
 
     Returns:
@@ -152,9 +194,12 @@ def record(model: Any, validator: type[RecordingValidator] = RecordingValidator,
         ValueError: a model of another task.
     """
     refuse_other_tasks(model)
-    chosen, made = listed(validator)
-    kept = {name: value for name, value in arguments.items() if name not in {"pretrained", "rect"}}
-    model.val(chosen, **{**kept, "conf": LOWEST_CONFIDENCE, "plots": False, "coco_eval": False})
+    chosen, made = listed(validator or RECORDERS[model.task])
+    dropped = {"pretrained", "rect", "coco_eval"}
+    if model.task != "detect":
+        dropped |= FOR_TRAINING - FOR_INFERENCE
+    kept = {name: value for name, value in arguments.items() if name not in dropped}
+    model.val(chosen, **{**kept, "conf": LOWEST_CONFIDENCE, "plots": False})
     records = made[0].records
     assert records is not None
     return records
@@ -176,6 +221,15 @@ def object_correlations(images: Sequence[Float32Array], objects: Sequence[int]) 
     index = samples[:, divergence.OBJECT].astype(np.int64) + np.repeat(first[:-1], [len(row) for row in rows])
     rho = divergence.segmented_spearman(samples[:, divergence.SCORE], samples[:, divergence.IOU], index, int(first[-1]))
     return rho.astype(np.float32)
+
+
+def _pairs(similarity: Tensor | None) -> Float32Array:
+    """Return detection, object and similarity (P, 3) of an image's pairs that are similar enough to be kept."""
+    if similarity is None:
+        return np.empty((0, 3), dtype=np.float32)
+    known = similarity.cpu().float().T.numpy()
+    detection, other = np.nonzero(known >= LEAST_SIMILARITY)
+    return np.stack((detection, other, known[detection, other]), 1).astype(np.float32)
 
 
 def columns(rows: Sequence[Float32Array], extra: int) -> tuple[Float32Array, list[Float32Array]]:

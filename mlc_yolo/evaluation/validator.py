@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from ultralytics.data.utils import get_split_fraction
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import DEFAULT_CFG, LOGGER, ops
 
+from mlc_yolo.boxes import pairwise_iou
 from mlc_yolo.checkpoints import safe_load
 from mlc_yolo.checkpoints.marker import wants_warp
 from mlc_yolo.data.class_names import warn_of_other_names
@@ -37,6 +38,7 @@ from mlc_yolo.metrics import proposals
 from mlc_yolo.metrics.coverage import coverage, edge_errors
 from mlc_yolo.metrics.divergence import MAX_ENTRIES, SCORE_THRESHOLD, entries, match
 from mlc_yolo.options.arguments import Arguments, stock_only
+from mlc_yolo.oriented import extent, pairwise_probiou
 
 #: The confidence Ultralytics validates detectors at unless told otherwise.
 LOWEST_CONFIDENCE = 0.001
@@ -47,11 +49,15 @@ SURE = 0.25
 class MLCValidator(DetectionValidator):
     """Ultralytics' detection validator that also measures divergence, for stock models and ours alike.
 
+    Those of the other tasks derive from it; see `task_validators`.
+
     Attributes:
         arguments: what was asked for.
         metrics: the metrics, divergence included.
+        oriented: whether boxes are rows (x, y, w, h, r), compared by probiou, instead of xyxy.
     """
 
+    oriented: ClassVar[bool] = False
     metrics: MLCMetrics
     _model: torch.nn.Module  # what `init_metrics` saw
 
@@ -81,6 +87,7 @@ class MLCValidator(DetectionValidator):
         self._difficult: dict[str, np.ndarray] = {}  # image file -> (M,) bool
         self._entries: deque[Tensor] = deque()  # of the current batch, an image each, on the CPU
         self._extras: tuple[str, ...] = ()
+        self._raw_outputs = True  # whether the last batch's were from before NMS
         self._sigmas: deque[Tensor] = deque()  # of the current batch's detections, an image each
         self._edges: list[Tensor] = []  # (k, 9) an image: errors, deviations and the object's area in original px
         self._placing = Placing.of(ours)
@@ -113,7 +120,7 @@ class MLCValidator(DetectionValidator):
         self._extras = extra_channels(model)
         self._model = model
         self._placing.check(model, augment=self.args.augment and not self.training)
-        if self.args.augment and not self.training:
+        if self.args.augment and not self.training and self.args.task == "detect":
             self._augmented.enter_context(augmenting(native(model)))
         if self.metrics.voc:
             flags = read_flags(self.data[self.args.split or "val"])
@@ -175,8 +182,9 @@ class MLCValidator(DetectionValidator):
         return str(super().get_desc()) + HEADER
 
     def postprocess(self, preds: Any) -> list[dict[str, Tensor]]:
-        """Keep what NMS is about to see, then apply it."""
-        placement = Placement(self._model, preds)
+        """Keep what NMS is about to see, then apply it; columns after the class scores become "extra"."""
+        placement = self._placement(preds)
+        self._raw_outputs = not self._is_final(placement.dense)
         rows = [self._image_entries(image) for image in placement.dense]
         self._entries.extend(torch.split(torch.cat(rows).cpu(), [len(row) for row in rows]))
         images, anchors = placed_detections(
@@ -190,10 +198,25 @@ class MLCValidator(DetectionValidator):
             agnostic=self.args.single_cls or self.args.agnostic_nms,
             multi_label=True,
             end2end=self.end2end,
+            num_classes=self._num_classes,
+            rotated=self.oriented,
         )
-        if not self.training:
+        if not self.training and not self.oriented:  # whose sides lie along axes of their own
             self._sigmas.extend(placement.columns(i, anchor)[:, 1:].cpu() for i, anchor in enumerate(anchors))
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in images]
+
+    @property
+    def _num_classes(self) -> int:
+        """How many channels are class scores; 0 where all are that `_extras` does not name."""
+        return 0 if self.args.task == "detect" else self.nc
+
+    def _placement(self, preds: Any) -> Placement:
+        """Return what a batch's outputs say about its boxes."""
+        return Placement(self._model, preds)
+
+    def _is_final(self, dense: Tensor) -> bool:
+        """Tell whether outputs need no NMS, by the test upstream's applies."""
+        return bool(self.end2end) or dense.shape[-1] == 6
 
     def get_stats(self) -> dict[str, Any]:
         """Return the metrics as upstream does, and measure how honest the deviations of sides are."""
@@ -232,31 +255,52 @@ class MLCValidator(DetectionValidator):
             LOGGER.info(f"Placement: {metrics.coverage.text()}")
 
     def _image_entries(self, prediction: Tensor) -> Tensor:
-        """Return one image's entries from (4 + K, A) dense or (N, 6) final predictions."""
-        if self.end2end or prediction.shape[-1] == 6:  # the test upstream's NMS applies
-            image_entries = prediction[prediction[:, 4] > SCORE_THRESHOLD, :6][:MAX_ENTRIES].float()  # best first
+        """Return one image's entries from (4 + K + E, A) dense or (N, 6 + E) final predictions."""
+        if self._is_final(prediction):
+            rows = prediction[prediction[:, 4] > SCORE_THRESHOLD][:MAX_ENTRIES].float()  # best first
+            columns = (rows[:, :4], rows[:, -1:], rows[:, 4:6]) if self.oriented else (rows[:, :6],)
+            image_entries = torch.cat(columns, 1)
         else:
-            scores = prediction[4 : len(prediction) - len(self._extras)]
-            image_entries = entries(ops.xywh2xyxy(prediction[:4].T), scores.T)
+            image_entries = entries(self._dense_boxes(prediction), self._dense_scores(prediction))
         if self.args.single_cls:
-            image_entries[:, 5] = 0
+            image_entries[:, -1] = 0
         return image_entries
+
+    def _dense_boxes(self, prediction: Tensor) -> Tensor:
+        """Return the boxes of one image's dense output (4 + K + E, A), (A, 4) or (A, 5)."""
+        boxes = prediction[:4].T
+        return torch.cat((boxes, prediction[-1:].T), 1) if self.oriented else ops.xywh2xyxy(boxes)
+
+    def _dense_scores(self, prediction: Tensor) -> Tensor:
+        """Return the class scores of one image's dense output (4 + K + E, A), (A, K)."""
+        stop = 4 + self._num_classes if self._num_classes else len(prediction) - len(self._extras)
+        return prediction[4:stop].T
 
     def _process_batch(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, np.ndarray]:
         """Return one image's statistics; upstream calls this once per image, in order, and stores what it returns."""
         stat: dict[str, np.ndarray] = super()._process_batch(preds, batch)
+        return {**stat, **self._own_statistics(preds, batch)}
+
+    def _own_statistics(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Return one image's statistics beside upstream's."""
+        stat: dict[str, np.ndarray] = {}
         if self._sigmas:
             self._edges.append(self._edge_rows(self._sigmas.popleft(), preds, batch))
-        stat["score_iou"] = match(self._entries.popleft(), batch["bboxes"].cpu(), batch["cls"].cpu())
+        overlap = pairwise_probiou if self.oriented else pairwise_iou
+        objects = batch["bboxes"].cpu(), batch["cls"].cpu()
+        stat["score_iou"] = match(self._entries.popleft(), *objects, overlap=overlap)
         if "coco_objects" in self.metrics.stats:
-            shape, original, ratio_pad = batch["imgsz"], batch["ori_shape"], batch["ratio_pad"]
-            scaled = self.scale_preds(preds, batch)
-            boxes = torch.as_tensor(ops.scale_boxes(shape, batch["bboxes"].clone(), original, ratio_pad=ratio_pad))
-            stat["coco_detections"] = _columns(scaled["bboxes"], scaled["conf"], scaled["cls"])
-            stat["coco_objects"] = _columns(boxes, batch["cls"])
+            stat["coco_detections"] = _columns(self.to_original(preds["bboxes"], batch), preds["conf"], preds["cls"])
+            stat["coco_objects"] = _columns(self.to_original(batch["bboxes"], batch), batch["cls"])
         if self.metrics.voc:
             stat["difficult"] = self._difficult[batch["im_file"]]
         return stat
+
+    def to_original(self, boxes: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Return boxes of the network's input in pixels of the original image, (n, 4) xyxy; around oriented ones."""
+        place = {"ratio_pad": batch["ratio_pad"], "xywh": self.oriented}
+        scaled = torch.as_tensor(ops.scale_boxes(batch["imgsz"], boxes.clone(), batch["ori_shape"], **place))
+        return extent(scaled) if self.oriented else scaled
 
 
 def _print_row(name: str, images: int, objects: int, values: Sequence[float]) -> None:

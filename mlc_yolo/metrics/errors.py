@@ -21,9 +21,10 @@ scores of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -97,7 +98,9 @@ def judge(records: Records) -> list[ImageErrors]:
     best = best_detections(records.scores, len(records.gt_labels))
     count = len(records.images)
     detections, truth = rows_by_image(records.image[best], count), rows_by_image(records.gt_image, count)
-    return [_judge_image(records, best[rows], objects) for rows, objects in zip(detections, truth, strict=True)]
+    overlaps = iou_of_boxes(records)
+    images = zip(detections, truth, strict=True)
+    return [_judge_image(records, overlaps, best[rows], objects) for rows, objects in images]
 
 
 def count_kinds(judged: list[ImageErrors]) -> dict[Kind, int]:
@@ -122,10 +125,18 @@ def rows_by_image(image: NDArray[np.integer], num_images: int) -> list[Int64Arra
     return np.split(order, np.searchsorted(image[order], np.arange(1, num_images)))[:num_images]
 
 
-def _judge_image(records: Records, detections: Int64Array, objects: Int64Array) -> ImageErrors:
+def iou_of_boxes(records: Records) -> Callable[[Int64Array, Int64Array], NDArray[np.floating]]:
+    """Return what gives the overlaps (n, m) of rows of detections and of objects: IoU, of oriented boxes probiou."""
+    if records.task == "obb":
+        known = records.similarities()
+        return lambda rows, objects: np.asarray(known[rows][:, objects].toarray())
+    boxes, gt_boxes = torch.from_numpy(records.boxes), torch.from_numpy(records.gt_boxes)
+    return lambda rows, objects: pairwise_iou(boxes[rows], gt_boxes[objects]).numpy()
+
+
+def _judge_image(records: Records, overlaps: Any, detections: Int64Array, objects: Int64Array) -> ImageErrors:
     """Return the verdict on the image that these rows, detections best first, are of."""
-    boxes, gt_boxes = torch.from_numpy(records.boxes[detections]), torch.from_numpy(records.gt_boxes[objects])
-    iou = pairwise_iou(boxes, gt_boxes).numpy()
+    iou = overlaps(detections, objects)
     same = records.labels[detections][:, None] == records.gt_labels[objects]
     taken = np.full(len(detections), NO_OBJECT)
     kind = np.full(len(detections), Kind.BACKGROUND, dtype=np.int64)

@@ -39,12 +39,11 @@ from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask
 from scipy import sparse
 
-from mlc_yolo.boxes import xywh
 from mlc_yolo.metrics.errors import BACKGROUND, rows_by_image
 from mlc_yolo.metrics.lanes import MAX_DETECTIONS, THRESHOLDS, Lanes, mean_over_defined
+from mlc_yolo.metrics.overlaps import of_boxes
 from mlc_yolo.metrics.records import Records
 
 BoolArray = NDArray[np.bool_]
@@ -322,14 +321,14 @@ class Oracles:
         records, count = self._records, len(self.rows)
         taken = np.full((count, len(THRESHOLDS)), _NONE, dtype=np.int32)
         best = [(np.full(count, _NONE, dtype=np.int32), np.zeros(count)) for _ in range(2)]
-        boxes, objects = xywh(records.boxes[self.rows]), xywh(records.gt_boxes)
+        overlaps = of_boxes(records)
         by_rank = np.argsort(self._rank)
         images = len(records.images)
         detections = [by_rank[rows] for rows in rows_by_image(self._image[by_rank], images)]
         for mine, there in zip(detections, rows_by_image(records.gt_image, images), strict=True):
             if not len(mine) or not len(there):
                 continue
-            ious = np.asarray(mask.iou(boxes[mine], objects[there], np.zeros(len(there))))
+            ious = overlaps(self.rows[mine], there)
             same = self._label[mine][:, None] == records.gt_labels[there]
             for (index, iou), rivals in zip(best, (np.where(same, ious, 0.0), np.where(same, 0.0, ious)), strict=True):
                 index[mine], iou[mine] = there[rivals.argmax(1)], rivals.max(1)

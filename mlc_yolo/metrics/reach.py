@@ -7,6 +7,8 @@ better choice among the candidates would have brought the difference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,17 +18,25 @@ from mlc_yolo.boxes import pairwise_iou
 SCORE, IOU = 4, 5
 
 
-def best_placed(candidates: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> Tensor:
+def best_placed(
+    candidates: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    *,
+    overlap: Callable[[Tensor, Tensor], Tensor] = pairwise_iou,
+) -> Tensor:
     """Return the best-placed candidate of every object of one image.
 
     Args:
-        candidates: (N, 6) rows x1, y1, x2, y2, score, label, as `metrics.divergence.entries` returns them.
-        gt_boxes: (M, 4) xyxy, same pixels and device.
+        candidates: (N, 6) rows x1, y1, x2, y2, score, label, as `metrics.divergence.entries` returns them; (N, 7) of
+            oriented boxes.
+        gt_boxes: (M, 4) xyxy, same pixels and device; (M, 5) of oriented boxes.
         gt_labels: (M,) in 0..K-1, any dtype.
+        overlap: of (M, 4) objects and (n, 4) boxes, (M, n) in [0, 1].
 
     Returns:
         (M, 6) rows x1, y1, x2, y2, score, IoU with the object, in [0, 1]; zeros for an object without a candidate. Of
-        equal IoU the better-scored comes first.
+        equal IoU the better-scored comes first. (M, 7) of oriented boxes.
 
     Example:
         Two boxes of one object; the second sits better. The third is of another class.
@@ -35,14 +45,14 @@ def best_placed(candidates: Tensor, gt_boxes: Tensor, gt_labels: Tensor) -> Tens
         >>> best_placed(rows, torch.tensor([[0., 0, 10, 10]]), torch.tensor([0]))[:, SCORE:].tolist()
         [[0.5, 0.800000011920929]]
     """
-    best = candidates.new_zeros((len(gt_boxes), 6))
+    best = candidates.new_zeros((len(gt_boxes), candidates.shape[1]))
     candidates = candidates[candidates.isfinite().all(1)]
     if not len(candidates) or not len(gt_boxes):
         return best
-    candidates = candidates[candidates[:, SCORE].argsort(descending=True, stable=True)]
-    iou = pairwise_iou(gt_boxes, candidates[:, :4])
-    iou = iou.masked_fill(gt_labels[:, None] != candidates[None, :, 5], 0.0)
+    candidates = candidates[candidates[:, -2].argsort(descending=True, stable=True)]
+    iou = overlap(gt_boxes, candidates[:, :-2])
+    iou = iou.masked_fill(gt_labels[:, None] != candidates[None, :, -1], 0.0)
     own = torch.zeros_like(iou).scatter_(0, iou.argmax(0, keepdim=True), 1.0)
     reached, index = (iou * own).max(1)
-    rows = torch.cat((candidates[index, :5], reached[:, None]), 1)
+    rows = torch.cat((candidates[index, :-1], reached[:, None]), 1)
     return torch.where(reached[:, None] > 0, rows, best)

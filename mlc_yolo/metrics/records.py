@@ -9,14 +9,19 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from mlc_yolo import whole_files
 
 Float32Array = NDArray[np.float32]
 Int64Array = NDArray[np.int64]
+
+#: Least similarity that is kept: below it, a detection and an object have nothing to do with each other.
+LEAST_SIMILARITY = 0.1
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class Records:
         reach: (G,) float32 IoU of the object with its best-placed candidate before NMS (see `metrics.reach`), 0 without
             one; None where outputs before NMS are not to be had.
         digest: of the options of the run they come from; empty where they come from no such run.
+        task: Ultralytics' word: "detect", "segment", "pose" or "obb". Of oriented boxes `gt_boxes` and `boxes` are the
+            upright ones around them.
+        pair_detection: (P,) int64 detection of each pair that has a similarity of `LEAST_SIMILARITY` or more, whatever
+            the classes: IoU of masks, OKS of keypoints, probiou of oriented boxes. None for detection.
+        pair_object: (P,) int64 object of each.
+        pair_similarity: (P,) float32 in [0, 1].
 
     Raises:
         ValueError: arrays whose lengths do not agree.
@@ -57,6 +68,10 @@ class Records:
     spearman: Float32Array | None = None
     reach: Float32Array | None = None
     digest: str = ""
+    task: str = "detect"
+    pair_detection: Int64Array | None = None
+    pair_object: Int64Array | None = None
+    pair_similarity: Float32Array | None = None
 
     def __post_init__(self) -> None:
         images, objects, detections = len(self.images), len(self.gt_image), len(self.image)
@@ -69,8 +84,12 @@ class Records:
             "labels": (detections,),
         }
         expected |= {name: (objects,) for name in _OPTIONAL if getattr(self, name) is not None}
+        pairs = [getattr(self, name) for name in _PAIRS]
+        if any(array is not None for array in pairs):
+            count = len(next(array for array in pairs if array is not None))
+            expected |= {name: (count,) for name in _PAIRS}
         for name, shape in expected.items():
-            got = getattr(self, name).shape
+            got = np.shape(getattr(self, name))
             if got != shape:
                 raise ValueError(
                     f"{name} is {got}, expected {shape}: {images} images, {objects} objects, {detections} detections"
@@ -86,13 +105,23 @@ class Records:
         self, image: Int64Array, boxes: Float32Array, scores: Float32Array, labels: Int64Array
     ) -> Records:
         """Return records of the same images and objects with other detections; see the attributes."""
-        return replace(
-            self, image=image, boxes=boxes, scores=scores, labels=labels, spearman=None, reach=None, digest=""
-        )
+        none: dict[str, Any] = dict.fromkeys((*_OPTIONAL, *_PAIRS))
+        return replace(self, image=image, boxes=boxes, scores=scores, labels=labels, digest="", **none)
+
+    def similarities(self) -> csr_array:
+        """Return the similarity of every detection with every object, (N, G) sparse; 0 where they are no pair.
+
+        Raises:
+            ValueError: records of detection, which have none.
+        """
+        if self.pair_similarity is None:
+            raise ValueError(f"these records of task {self.task} hold no similarities")
+        places = self.pair_detection, self.pair_object
+        return csr_array((self.pair_similarity.astype(np.float64), places), (len(self.image), len(self.gt_image)))
 
     def save(self, path: Path) -> None:
         """Write a compressed npz. It is there whole or, if the process is killed meanwhile, not at all."""
-        known = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL)}
+        known = {name: getattr(self, name) for name in (*_ARRAYS, *_OPTIONAL, *_PAIRS)}
         arrays = {name: array for name, array in known.items() if array is not None}
         content = io.BytesIO()
         np.savez_compressed(
@@ -102,6 +131,7 @@ class Records:
             name_labels=np.array(list(self.names), dtype=np.int64),
             names=np.array(list(self.names.values()), dtype=np.str_),
             digest=np.array(self.digest),
+            task=np.array(self.task),
         )
         whole_files.write(path, content.getvalue())
 
@@ -121,14 +151,16 @@ class Records:
                 **{name: read[name] for name in _ARRAYS},
                 images=read["images"].tolist(),
                 names=dict(zip(read["name_labels"].tolist(), read["names"].tolist(), strict=True)),
-                **{name: read.get(name) for name in _OPTIONAL},
+                **{name: read.get(name) for name in (*_OPTIONAL, *_PAIRS)},
                 digest=str(read["digest"]),
+                task=str(read["task"]) if "task" in read else "detect",  # records from before there were others
             )
 
 
 _ARRAYS = ("sizes", "gt_image", "gt_boxes", "gt_labels", "image", "boxes", "scores", "labels")
 #: Arrays of objects that records may lack.
 _OPTIONAL = ("spearman", "reach")
+_PAIRS = ("pair_detection", "pair_object", "pair_similarity")
 
 
 def saved_digest(path: Path) -> str | None:

@@ -17,11 +17,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from mlc_yolo.boxes import pairwise_iou
-from mlc_yolo.metrics.errors import rows_by_image
+from mlc_yolo.metrics.errors import iou_of_boxes, rows_by_image
 
 if TYPE_CHECKING:
     from mlc_yolo.metrics.records import Records
@@ -102,10 +100,9 @@ def best_ious(records: Records) -> NDArray[np.float32]:
         (N,) in [0, 1]; 0 where the image has no object of that class.
     """
     best = np.zeros(len(records.scores), dtype=np.float32)
-    count = len(records.images)
+    count, overlaps = len(records.images), iou_of_boxes(records)
     for rows, objects in zip(rows_by_image(records.image, count), rows_by_image(records.gt_image, count), strict=True):
         if len(rows) and len(objects):
-            iou = pairwise_iou(torch.from_numpy(records.boxes[rows]), torch.from_numpy(records.gt_boxes[objects]))
             same = records.labels[rows][:, None] == records.gt_labels[objects]
-            best[rows] = np.where(same, iou.numpy(), 0.0).max(1)
+            best[rows] = np.where(same, overlaps(rows, objects), 0.0).max(1)
     return best

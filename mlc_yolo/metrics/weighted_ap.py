@@ -13,19 +13,21 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask
 from scipy import sparse
 
 from mlc_yolo.boxes import xywh
 from mlc_yolo.metrics.lanes import MAX_DETECTIONS, THRESHOLDS, Lanes, mean_over_defined
+from mlc_yolo.metrics.overlaps import Overlaps, similar, upright
 from mlc_yolo.metrics.records import Records
 
 BoolArray = NDArray[np.bool_]
 Float64Array = NDArray[np.float64]
 Int64Array = NDArray[np.int64]
 
-#: What `WeightedAP` computes: COCO's numbers, and the mean rank correlation of score and IoU over objects.
+#: What `WeightedAP` computes of boxes: COCO's numbers, and the mean rank correlation of score and IoU over objects.
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "spearman")
+#: Task -> what its own AP is called; the same of IoU 0.50 and 0.75 ends in 50 and 75.
+OWN_AP = {"segment": "mask_AP", "pose": "pose_AP", "obb": "obb_AP"}
 
 _AREAS = np.array([[0, 1e10], [0, 32**2], [32**2, 96**2], [96**2, 1e10]])  # px^2, as pycocotools has them
 _AP50, _AP75 = 0, 5  # indices of thresholds
@@ -55,8 +57,10 @@ class WeightedAP:
         """
         self.num_images, self.num_classes = len(records.images), len(records.names)
         self._objects = self._count_objects(records)
-        num_lanes = len(_AREAS) * len(THRESHOLDS) * self.num_classes
-        self._lanes = Lanes(self._blocks(_match(records), records), num_lanes=num_lanes, num_images=self.num_images)
+        self._lanes = self._match_by(records, upright(records))
+        self._own_name = OWN_AP.get(records.task)
+        self._own_lanes = self._match_by(records, similar(records)) if self._own_name else None
+        self._box_lanes = self._own_lanes if self._own_lanes and records.task == "obb" else self._lanes
         rho = np.full(len(records.gt_image), np.nan) if records.spearman is None else records.spearman
         defined = ~np.isnan(rho)
         self._rho = np.stack(
@@ -70,14 +74,21 @@ class WeightedAP:
             weights: (I, B) whole numbers >= 0, how often each image is there; None is once each, B = 1.
 
         Returns:
-            `NAMES` -> (B,); nan where there is nothing to judge.
+            `NAMES` -> (B,); nan where there is nothing to judge. First stands the task's own AP, if it has one: the
+            same by mask IoU, OKS or probiou, over objects and detections of any size.
         """
         if weights is None:
             weights = np.ones((self.num_images, 1))
         weights = np.ascontiguousarray(weights, dtype=np.float64)
-        aps = self._aps(weights)
+        own = {}
+        if self._own_lanes is not None:
+            aps = self._aps(weights, self._own_lanes)[0]
+            ends = {"": aps, "50": aps[_AP50], "75": aps[_AP75]}
+            own = {f"{self._own_name}{end}": mean_over_defined(values) for end, values in ends.items()}
+        aps = self._aps(weights, self._lanes)
         rho, defined = self._rho @ weights
         return {
+            **own,
             "AP": mean_over_defined(aps[0]),
             "AP50": mean_over_defined(aps[0, _AP50]),
             "AP75": mean_over_defined(aps[0, _AP75]),
@@ -86,16 +97,23 @@ class WeightedAP:
         }
 
     def by_threshold(self) -> Float64Array:
-        """Return AP at IoU 0.50, 0.55 ... 0.95 on the images as they are, (10,); nan where nothing is to judge."""
-        aps = self._aps(np.ones((self.num_images, 1)))[0]
+        """Return AP at IoU 0.50, 0.55 ... 0.95 on the images as they are, (10,); nan where nothing is to judge.
+
+        Boxes are judged: oriented ones by probiou.
+        """
+        aps = self._aps(np.ones((self.num_images, 1)), self._box_lanes)[0]
         return np.array([float(mean_over_defined(ap)[0]) for ap in aps])
 
-    def _aps(self, weights: Float64Array) -> Float64Array:
+    def _match_by(self, records: Records, overlaps: Overlaps) -> Lanes:
+        num_lanes = len(_AREAS) * len(THRESHOLDS) * self.num_classes
+        blocks = self._blocks(_match(records, overlaps), records)
+        return Lanes(blocks, num_lanes=num_lanes, num_images=self.num_images)
+
+    def _aps(self, weights: Float64Array, lanes: Lanes) -> Float64Array:
         """Return (areas, thresholds, K, B) AP; nan for classes without objects, which COCO leaves out."""
         shape = len(_AREAS), len(THRESHOLDS), self.num_classes, weights.shape[1]
         objects = (self._objects @ weights).reshape(shape[0], 1, *shape[2:])
-        lanes = np.broadcast_to(objects, shape).reshape(-1, shape[-1])
-        return self._lanes.average_precision(weights, lanes).reshape(shape)
+        return lanes.average_precision(weights, np.broadcast_to(objects, shape).reshape(-1, shape[-1])).reshape(shape)
 
     def _count_objects(self, records: Records) -> sparse.csr_array:
         """Count the objects of each (area range, class) in each image: (areas * K, I)."""
@@ -130,7 +148,7 @@ class _Matched:
     counted: BoolArray
 
 
-def _match(records: Records) -> _Matched:
+def _match(records: Records, overlaps: Overlaps) -> _Matched:
     image, label, score = records.image, records.labels, records.scores
     order = np.lexsort((-score, label, image))
     group = np.diff(label[order], prepend=-1).astype(bool) | np.diff(image[order], prepend=-1).astype(bool)
@@ -143,7 +161,7 @@ def _match(records: Records) -> _Matched:
     counted = np.repeat(_inside(boxes).T[:, :, None], len(THRESHOLDS), axis=2)  # of those not matched
     true = np.zeros_like(counted)
     for ours, there in _groups(image[order] * len(records.names) + label[order], records):
-        ious = np.asarray(mask.iou(boxes[ours], objects[there], np.zeros(len(there))))
+        ious = overlaps(order[ours], there)
         near = ious.max(1) >= THRESHOLDS[0]
         free = np.ones((len(_AREAS), len(THRESHOLDS), len(there)), dtype=bool)
         for i, iou in zip(ours[near], ious[near], strict=True):

@@ -17,22 +17,13 @@ from mlc_yolo.metrics.reliability import reliability
 from mlc_yolo.report import charts
 from mlc_yolo.report.differing import Differing, Judged, differences, most_differing
 from mlc_yolo.report.gather import DataSet, Variant
+from mlc_yolo.report.judged_by import METRICS, leading
 from mlc_yolo.report.numerals import cell, signed
 
-#: Metric -> how it is called, what it is, and its digits after the point.
-METRICS = {
-    "AP": ("AP", "COCO’s AP in percent: mean over IoU 0.50 to 0.95", 1),
-    "AP50": ("AP50", "AP at IoU 0.50", 1),
-    "AP75": ("AP75", "AP at IoU 0.75", 1),
-    "APs": ("AP small", "AP of objects below 32 × 32 px", 1),
-    "APm": ("AP medium", "AP of objects from 32 × 32 to 96 × 96 px", 1),
-    "APl": ("AP large", "AP of objects above 96 × 96 px", 1),
-    "spearman": ("Spearman", "rank correlation of score and IoU over an object’s candidates, mean over objects", 3),
-}
-#: Those whose differences are drawn, and said beside the verdict.
-DRAWN = ("AP", "AP50", "AP75")
 #: Column of results.csv -> what it is called.
 CURVES = {
+    "metrics/mAP50-95(M)": "Mask AP",
+    "metrics/mAP50-95(P)": "Pose AP",
     "metrics/mAP50-95(B)": "AP",
     "metrics/mAP50(B)": "AP50",
     "metrics/spearman(B)": "Spearman, score and IoU",
@@ -103,20 +94,29 @@ def verdicts(data: DataSet) -> list[dict[str, Any]]:
     One seed gives no verdict on the options: its difference is neither better nor worse, and more seeds are asked for.
     """
     sentences = []
+    first = leading(data)
     for variant in data.others:
-        row = data.difference(variant, "AP")
+        row = data.difference(variant, first)
         if row is None or row["difference"] is None:
             continue
         moved = [
             f"{METRICS[metric][0]} {_interval(other, metric)}"
             for metric in METRICS
-            if metric != "AP" and (other := data.difference(variant, metric)) and _shown(other)
+            if metric != first and (other := data.difference(variant, metric)) and _shown(other)
         ]
         tone = ("better" if row["difference"] > 0 else "worse") if _proves(row) else "open"
         others = f"Also shown: {'; '.join(moved)}." if moved else "No other metric shows a difference."
-        text, verdict, caveat = _interval(row, "AP"), row["verdict"], ONE_SEED if row["seeds"] == 1 else ""
+        text, verdict, caveat = _interval(row, first), row["verdict"], ONE_SEED if row["seeds"] == 1 else ""
         sentences.append(
-            {"variant": variant, "tone": tone, "text": text, "verdict": verdict, "caveat": caveat, "others": others}
+            {
+                "variant": variant,
+                "tone": tone,
+                "name": METRICS[first][0],
+                "text": text,
+                "verdict": verdict,
+                "caveat": caveat,
+                "others": others,
+            }
         )
     return sentences
 
@@ -166,7 +166,8 @@ def tables(data: DataSet) -> list[dict[str, Any]]:
 def interval_charts(data: DataSet) -> list[dict[str, Any]]:
     """Draw the differences of the most asked metrics."""
     drawn = []
-    for metric in DRAWN:
+    main = leading(data)
+    for metric in dict.fromkeys((main, f"{main}50", f"{main}75", "AP")):
         name = METRICS[metric][0]
         intervals, said = [], []
         for variant in data.others:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.models.yolo.obb import OBBTrainer
 from ultralytics.models.yolo.pose import PoseTrainer
 from ultralytics.models.yolo.segment import SegmentationTrainer
 from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel
 
 from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
+from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.options.arguments import stock_only
 from mlc_yolo.training.taught_trainer import TaughtTrainer
 from mlc_yolo.training.trainer import MLCTrainer
@@ -24,12 +24,12 @@ from mlc_yolo.training.trainer import MLCTrainer
 class _TaskTrainer(TaughtTrainer):
     """What these tasks share."""
 
-    validator_class: ClassVar[type[DetectionValidator]]
+    validator_class: ClassVar[type[MLCValidator]]
 
     def get_validator(self) -> Any:
-        """Return the validator of the task, which takes upstream's arguments alone."""
+        """Return the validator of the task."""
         settings = {"save_dir": self.save_dir, "args": stock_only(self.args), "_callbacks": self.callbacks}
-        return self.validator_class(self.test_loader, **settings)
+        return self.validator_class(self.test_loader, arguments=self.arguments, **settings)
 
 
 class MLCSegmentationTrainer(_TaskTrainer, SegmentationTrainer):

@@ -207,8 +207,8 @@ def test_a_model_is_timed_with_its_own_number_of_bands(tmp_path: Path, channels:
 
 
 def test_a_model_that_is_not_judged_by_boxes_is_refused_before_it_trains(tiny_data: Path, tmp_path: Path) -> None:
-    said = rehearsal._refusal({**TINY, "model": "yolo11n-seg.yaml", "data": str(tiny_data)}, str(tmp_path))
-    assert said is not None and "detection model" in said and "segment model" in said
+    said = rehearsal._refusal({**TINY, "model": "yolo11n-cls.yaml", "data": str(tiny_data)}, str(tmp_path))
+    assert said is not None and "finds no boxes" in said and "classify model" in said
     assert list(tmp_path.glob("run*")) == []
 
 

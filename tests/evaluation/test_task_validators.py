@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from nets import enliven
 from scipy.stats import spearmanr
-from task_sets import HEADS, write_net, write_set
+from task_sets import HEADS, write_lively, write_set
 from ultralytics import YOLO
-from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel, yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils.metrics import batch_probiou, box_iou
 from ultralytics.utils.ops import xywh2xyxy
 
 from mlc_yolo import MLCYOLO
-from mlc_yolo.evaluation.task_validators import TASK_VALIDATORS
+from mlc_yolo.evaluation.task_validators import MASK_ENTRIES, TASK_VALIDATORS
 
 SMALL: dict[str, Any] = {"imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "plots": False, "verbose": False}
-MODELS: dict[str, Any] = {"segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 SPEARMAN, POOLED = "metrics/spearman(B)", "metrics/spearman_pooled(B)"
 
 
@@ -32,17 +27,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int],
     """A function (task, family) -> checkpoint whose scores and boxes differ from anchor to anchor."""
     folder = tmp_path_factory.getbasetemp()
 
-    @cache
     def write(task: str, family: int) -> Path:
-        torch.manual_seed(0)
-        model = MODELS[task](yaml_model_load(write_net(folder, task, family)), nc=2, verbose=False)
-        enliven(model, torch.rand(2, 3, 64, 64))
-        for layers in getattr(model.model[-1], "one2one_cv2", None) or ():
-            layers[-1].bias.data += 2  # distances in strides, or few boxes would meet an object
-        model.names, model.task, model.args = {0: "a", 1: "b"}, task, {**DEFAULT_CFG_DICT, "task": task}
-        file = folder / f"lively{family}-{task}.pt"
-        torch.save({"model": model, "train_args": {"task": task}}, file)
-        return file
+        return write_lively(folder, task, family)
 
     return write
 
@@ -56,11 +42,15 @@ def _watching(task: str, seen: list[tuple[Any, ...]]) -> type:
             while isinstance(dense, list | tuple):
                 dense = dense[0]
             self.images = [image.clone() for image in dense]
+            if task == "segment":
+                self.prototypes = list(preds[0][1].clone())
             return super().postprocess(preds)
 
         def _process_batch(self, preds: Any, batch: Any) -> Any:
-            keypoints = batch["keypoints"].clone() if task == "pose" else None
-            seen.append((self.images.pop(0), batch["bboxes"].clone(), batch["cls"].clone(), keypoints))
+            known = batch["keypoints"].clone() if task == "pose" else None
+            if task == "segment":
+                known = self.prototypes.pop(0), batch["masks"].clone()
+            seen.append((self.images.pop(0), batch["bboxes"].clone(), batch["cls"].clone(), known))
             return super()._process_batch(preds, batch)
 
     return Watching
@@ -73,15 +63,27 @@ def _similarity(found: torch.Tensor, truth: torch.Tensor, box: torch.Tensor) -> 
     return float((-distances / (8 * 0.25 * area)).exp().mean())
 
 
+def _mask_iou(row: torch.Tensor, prototypes: torch.Tensor, mask: torch.Tensor, *, final: bool) -> float:
+    """IoU of an object's mask and an entry's: where its sum of prototypes is above 0, within its box."""
+    box = (row[:4] if final else xywh2xyxy(row[None, :4])[0]) / 4
+    made = (row[6:, None, None] * prototypes).sum(0) > 0
+    y, x = (grid.float() for grid in torch.meshgrid(*map(torch.arange, made.shape), indexing="ij"))
+    made &= (x >= box[0]) & (x < box[2]) & (y >= box[1]) & (y < box[3])
+    both, either = (made & mask.bool()).sum(), (made | mask.bool()).sum()
+    return float(both / either) if either else 0.0
+
+
 def _by_hand(seen: list[tuple[Any, ...]], task: str, *, final: bool) -> tuple[float, float]:
     """Mean Spearman per object, and pooled, one entry after the other."""
     pooled, per_object = [], []
-    for output, objects, labels, keypoints in seen:
+    for output, objects, labels, known in seen:
         rows = [
             (score, label, row)
             for row in (output if final else output.T)
             for label, score in ([(int(row[5]), float(row[4]))] if final else enumerate(row[4:6].tolist()))
         ]
+        if task == "masks":  # of which the best are made
+            rows = sorted(rows, key=lambda row: -row[0])[:MASK_ENTRIES]
         candidates: dict[int, list[tuple[float, float]]] = {}
         for score, label, row in rows:
             mine = [m for m in range(len(objects)) if int(labels[m]) == label]
@@ -89,7 +91,10 @@ def _by_hand(seen: list[tuple[Any, ...]], task: str, *, final: bool) -> tuple[fl
                 continue
             if task == "keypoints":
                 found = row[6:]
-                overlap = torch.tensor([_similarity(found, keypoints[m], objects[m]) for m in mine])
+                overlap = torch.tensor([_similarity(found, known[m], objects[m]) for m in mine])
+            elif task == "masks":
+                prototypes, masks = known
+                overlap = torch.tensor([_mask_iou(row, prototypes, masks[m], final=final) for m in mine])
             elif task == "obb":
                 overlap = batch_probiou(objects[mine], torch.cat((row[:4], row[-1:]))[None])[:, 0].clamp(min=0)
             else:
@@ -123,14 +128,15 @@ def test_divergence_of_boxes_is_what_one_box_after_the_other_gives(
         per_object, abs=1e-3, nan_ok=bool(options)
     )  # few final boxes meet an object
     assert found[POOLED] == pytest.approx(pooled, abs=1e-3) and abs(pooled) < 1
-    if task == "pose":
-        per_object, pooled = _by_hand(seen, "keypoints", final=bool(options))
-        assert found["metrics/spearman(P)"] == pytest.approx(per_object, abs=1e-3) and abs(per_object) < 1
-        assert found["metrics/spearman_pooled(P)"] == pytest.approx(pooled, abs=1e-3)
+    if own := {"pose": ("keypoints", "P"), "segment": ("masks", "M")}.get(task):
+        per_object, pooled = _by_hand(seen, own[0], final=bool(options))
+        letter, nan_ok = own[1], bool(options) and task == "segment"
+        assert found[f"metrics/spearman({letter})"] == pytest.approx(per_object, abs=1e-3, nan_ok=nan_ok)
+        assert found[f"metrics/spearman_pooled({letter})"] == pytest.approx(pooled, abs=1e-3) and abs(pooled) < 1
     label = metrics.ap_class_index[0]
     expected = (metrics.divergence.per_object_by_class[label], metrics.divergence.pooled_by_class[label])
     row = metrics.class_result(0)
-    np.testing.assert_equal(row[-4:-2] if task == "pose" else row[-2:], expected)
+    np.testing.assert_equal(row[-4:-2] if own else row[-2:], expected)
     assert len(row) == len(metrics.keys)
     assert len(metrics.keys) == len(metrics.mean_results()) and "Spearman" in metrics.summary()[0]
     stock = YOLO(checkpoint(task, family)).val(**common).results_dict
