@@ -37,6 +37,10 @@
 | `DetMetrics.stats` is gathered over ranks; `keys`, `mean_results` and `class_result` make the table | validator |
 | `DetectionValidator._process_batch` runs once per image, in order, and its dict reaches `update_stats` | validator |
 | validators of tasks call detection's `postprocess` for (n, 6 + E) rows, as "extra"; E is 1 for an angle | validators |
+| validators match by `match_predictions(labels, gt_labels, overlap)`, last by what a task's AP goes by | recorders |
+| what their constructors set beside `args.task` and `metrics` is set anew by `init_metrics` | validators |
+| a segmentation validator's `process(prototypes, coefficients, boxes, shape=)` makes masks as AP has them | masks |
+| predictors of tasks make `Results` by `construct_result`, of detection's rows and E more | predictors |
 | `DetMetrics.process(save_dir, plot, on_plot)` turns what was gathered into metrics | validator |
 | `Detect` in evaluation gives (decoded, raw), in training raw, by branch where there are two | semi, teachers |
 | `build_dataset(img_path, mode, batch)` makes a loader's data set; a trainer's second is rectangular | data sets |

@@ -32,9 +32,9 @@ from ultralytics.engine.results import Boxes, Results
 from ultralytics.engine.trainer import BaseTrainer
 from ultralytics.engine.validator import BaseValidator
 from ultralytics.models.yolo.detect import DetectionPredictor, DetectionTrainer, DetectionValidator
-from ultralytics.models.yolo.obb import OBBValidator
-from ultralytics.models.yolo.pose import PoseValidator
-from ultralytics.models.yolo.segment import SegmentationValidator
+from ultralytics.models.yolo.obb import OBBPredictor, OBBValidator
+from ultralytics.models.yolo.pose import PosePredictor, PoseValidator
+from ultralytics.models.yolo.segment import SegmentationPredictor, SegmentationValidator
 from ultralytics.nn import tasks
 from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.nn.modules.block import TorchVision
@@ -160,8 +160,28 @@ def test_validators_of_tasks_take_detections_and_what_follows_them_from_detectio
             kind.postprocess
         )
         assert issubclass(kind, DetectionValidator)
+        assert "self.match_predictions(" in inspect.getsource(kind._process_batch)
     head = OBB(2, ch=(16, 16, 16))
     assert head.ne == 1
+
+
+def test_constructors_of_task_validators_set_nothing_that_validation_does_not_set_anew() -> None:
+    for kind in (SegmentationValidator, PoseValidator, OBBValidator):
+        made, plain = (vars(each(args={"imgsz": 64})) for each in (kind, DetectionValidator))
+        assert set(made) - set(plain) <= {"process", "sigma", "kpt_shape"}
+        for name in set(made) - set(plain):
+            assert made[name] is None and f"self.{name} = " in inspect.getsource(kind.init_metrics)
+    assert "self.process(proto[i], coefficient, pred[" in inspect.getsource(SegmentationValidator.postprocess)
+
+
+def test_predictors_of_tasks_postprocess_as_detections_does_and_make_results_of_its_rows() -> None:
+    for kind in (SegmentationPredictor, PosePredictor, OBBPredictor):
+        assert issubclass(kind, DetectionPredictor)
+        assert list(inspect.signature(kind.construct_result).parameters)[1:5] == ["pred", "img", "orig_img", "img_path"]
+        assert ("postprocess" in vars(kind)) == (kind is SegmentationPredictor)
+    assert "super().postprocess(preds[0], img, orig_imgs, protos=" in inspect.getsource(
+        SegmentationPredictor.postprocess
+    )
 
 
 def test_box_loss_weighs_by_target_scores_and_divides_by_their_sum() -> None:

@@ -248,11 +248,7 @@ def generated(spec: scenes.DemoSpec) -> Path:
     Raises:
         OSError: the cache folder cannot be written.
     """
-    fields = asdict(spec)
-    if spec.task == "detect":
-        del fields["task"]  # as before there were others: drawn sets keep their folders
-    version = json.dumps([scenes.VERSION, fields], sort_keys=True)
-    target = cache_dir() / f"demo-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
+    target = _folder(spec)
     config = {"path": str(target), "train": "images/train", "val": "images/val", "names": dict(enumerate(spec.names))}
     if spec.task == "pose":
         config |= {"kpt_shape": list(KEYPOINTS), "flip_idx": list(range(KEYPOINTS[0]))}
@@ -269,7 +265,7 @@ def generated(spec: scenes.DemoSpec) -> Path:
 
 
 def redraw_missing(data: str | Path) -> None:
-    """Draw the demo set again if `data` names a file of it and the cache was emptied since.
+    """Draw a demo set of ours again if `data` names a file of it and the cache was emptied since.
 
     Args:
         data: what a checkpoint remembers of its data.
@@ -279,7 +275,20 @@ def redraw_missing(data: str | Path) -> None:
     """
     path = Path(data)
     if not path.exists() and path.parent.parent == cache_dir() and path.parent.name.startswith("demo-"):
-        resolve_data(DEFAULT)
+        folder = resource_dir("datasets")
+        for source in (folder / DEFAULT, *sorted(folder.glob("demo-*.yaml"))):
+            spec = demo_spec(yaml.safe_load(source.read_text(encoding="utf-8")), source)
+            if _folder(spec) == path.parent:
+                generated(spec)
+
+
+def _folder(spec: scenes.DemoSpec) -> Path:
+    """Return where a demo set is kept."""
+    fields = asdict(spec)
+    if spec.task == "detect":
+        del fields["task"]  # as before there were others: drawn sets keep their folders
+    version = json.dumps([scenes.VERSION, fields], sort_keys=True)
+    return cache_dir() / f"demo-{hashlib.sha256(version.encode()).hexdigest()[:12]}"
 
 
 def _complete(folder: Path, text: str) -> bool:

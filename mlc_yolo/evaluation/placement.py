@@ -255,7 +255,7 @@ class _Poll:
         """Give detections (n, 6 + E) their boxes, in place."""
         candidates = self._boxes, self._scores, self._groups
         groups = self._group(rows[:, 5].long(), anchors)
-        limits = {"iou_threshold": placing.vote_iou, "sigma": placing.vote_sigma}
+        limits: dict[str, Any] = {"iou_threshold": placing.vote_iou, "sigma": placing.vote_sigma}
         if self._rotated:
             boxes = vote_oriented(torch.cat((rows[:, :4], rows[:, -1:]), 1), groups, *candidates, **limits)
             rows[:, :4], rows[:, -1] = boxes[:, :4], boxes[:, 4]

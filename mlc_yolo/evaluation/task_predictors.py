@@ -48,10 +48,11 @@ class MLCSegmentationPredictor(_OfTask, SegmentationPredictor, _StockResults):
     task = "segment"
     _raw: Any = None  # raw outputs of the current batch, which upstream does not hand on
 
-    def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any) -> list[Any]:
+    def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
         """Keep the raw outputs, then go on as upstream does."""
         self._raw = preds[1] if isinstance(preds[0], tuple) else None
-        return SegmentationPredictor.postprocess(self, preds, img, orig_imgs)
+        results: list[Any] = super().postprocess(preds, img, orig_imgs, **kwargs)
+        return results
 
     def _placement(self, preds: Any) -> Placement:
         return Placement(self.model, (preds[0] if isinstance(preds, list | tuple) else preds, self._raw))

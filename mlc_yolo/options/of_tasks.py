@@ -16,7 +16,7 @@ FOR_TRAINING = FOR_INFERENCE | frozenset(
 )
 
 _PORTED = "it belongs to the ported detectors"
-_NMS = "it ranks in detection's NMS alone"
+_NMS = "it works on what detection's NMS keeps and suppresses"
 _SHOWN = "it is drawn for upright boxes of detection alone"
 _UNLABELLED = "what is learned without labels is boxes, not masks, keypoints or angles"
 _IMAGES = "it moves boxes alone, not masks, keypoints or angles"

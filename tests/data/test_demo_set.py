@@ -427,6 +427,12 @@ def test_a_drawn_set_that_a_checkpoint_remembers_is_drawn_again(
     shutil.rmtree(data.parent)
     resolve.redraw_missing(data)
     assert data.exists()
+    drawn: list[str] = []
+    monkeypatch.setattr(resolve, "generated", lambda spec: drawn.append(spec.task))
+    for name in ("demo-seg", "demo-pose", "demo-obb"):
+        settings = yaml.safe_load((ROOT / "datasets" / f"{name}.yaml").read_text())
+        resolve.redraw_missing(resolve._folder(resolve.demo_spec(settings, Path(name))) / "data.yaml")
+    assert drawn == ["segment", "pose", "obb"]
     elsewhere = tmp_path / "mine" / "data.yaml"
     resolve.redraw_missing(elsewhere)
     assert not elsewhere.exists()
