@@ -242,6 +242,18 @@ def test_the_gain_rises_over_the_ramp_from_the_burn_in_on() -> None:
 
 
 @pytest.mark.slow
+def test_a_tuned_checkpoint_teaches_from_the_first_step_on(tiny_data: Path, photos: Path, run_dir: Path) -> None:
+    tuned = train(SMALL, tiny_data, run_dir / "tuned", epochs=1, batch=4, nbs=4, val=False).trainer
+    assert tuned is not None
+    net, seen = MLCYOLO(tuned.best), []
+    expected = weights(net.model.float())
+    net.add_callback("on_train_start", lambda t: seen.append(same(weights(t.ema.ema), expected)))
+    net.add_callback("on_train_batch_end", lambda t: seen.append(t.model.criterion.gain > 0 < t.loss_items["ssl_cls"]))
+    semi_train(net, tiny_data, photos, run_dir / "run", epochs=1, ssl_burn_in=0, ssl_ramp=0, val=False)
+    assert seen == [True] * 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cut"), [("yolo11", 1), ("yolo26", 2), ("fcos", 3)])
 def test_a_resumed_run_has_its_student_and_its_teacher(
     name: str, cut: int, tiny_data: Path, photos: Path, run_dir: Path
