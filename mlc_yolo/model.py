@@ -347,22 +347,21 @@ class MLCYOLO(OpenedYOLO):
             TypeError: a value of the wrong type.
         """
         arguments = Arguments.of(kwargs, trust=self.trust)
-        if self.task != "detect" and (named := [n for n in kwargs if n in arguments.explicit - fitting]):
+        if self.task == "detect":
+            return arguments.for_model(self._kind()) if isinstance(self.model, torch.nn.Module) else arguments
+        if named := [n for n in kwargs if n in arguments.explicit - fitting]:
             why = f" ({because(named)})" if self.task in TASK_TRAINERS else ""
             raise ValueError(
                 f"{', '.join(named)}: only for detection models, but '{self.overrides.get('model')}' is a {self.task} "
                 f"model{why}. Leave these options out, or use a detection model"
             )
-        if self.task != "detect":
-            return replace(arguments, explicit=arguments.explicit & fitting)
-        return arguments.for_model(self._kind()) if isinstance(self.model, torch.nn.Module) else arguments
+        return replace(arguments, explicit=arguments.explicit & fitting)
 
     def _prepared(self, kwargs: dict[str, Any]) -> Arguments:
         """Check names and values, and apply `rescore` and `nms_by`, which act at inference, for this call alone."""
         known = {**DEFAULT_CFG_DICT, **options.defaults()}
-        check_dict_alignment(
-            known, dict(kwargs), allowed_custom_keys={"augmentations", "save_dir", "prompts", "persist"}
-        )
+        upstreams = {"augmentations", "save_dir", "prompts", "persist"}  # which its methods take beside its settings
+        check_dict_alignment(known, dict(kwargs), allowed_custom_keys=upstreams)
         arguments = self._arguments(kwargs, fitting=FOR_INFERENCE if self.task in TASK_TRAINERS else frozenset())
         chosen: dict[str, Any] = {n: arguments.ours[n] for n in ("rescore", "nms_by") if n in arguments.explicit}
         if not isinstance(self.model, torch.nn.Module):
@@ -372,7 +371,7 @@ class MLCYOLO(OpenedYOLO):
                 raise ValueError(
                     "nms_by=iou chooses what a checkpoint's scores are, and an exported model's are fixed: leave it out"
                 )
-        elif self.task in {"detect", *TASK_TRAINERS}:
+        elif self.task in PREDICTORS:
             self._rank(**{**read_marker(self.model), **chosen})
         return arguments
 
@@ -392,9 +391,9 @@ class MLCYOLO(OpenedYOLO):
             refuse_for_detector(self._config(), name, arguments, has_weights=bool(self.ckpt))
         else:
             refuse_for_yolo(self.model, self.overrides.get("model", ""), arguments)
-        if files := teacher_files(arguments.ours["teacher"]):
-            size = arguments.ours["teacher_imgsz"]
-            refuse_teachers(files, trust=arguments.trust, student=self.model, teacher_imgsz=size)
+        ours = arguments.ours
+        if files := teacher_files(ours["teacher"]):
+            refuse_teachers(files, trust=arguments.trust, student=self.model, teacher_imgsz=ours["teacher_imgsz"])
 
     def _stock_path(self) -> Path:
         origin = Path(self.ckpt_path or self.model_name or "model.pt")

@@ -16,6 +16,8 @@ from which a YOLO decodes its box.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -68,21 +70,16 @@ def vote(
         tensor([[ 0.0000,  0.0000, 10.0000,  9.8446]])
     """
     kept, boxes = kept.float(), boxes.float()
-    # In float64 the mean of equal numbers rounds to that number. Apple's GPUs have no float64.
-    exact = torch.float32 if boxes.device.type == "mps" else torch.float64
-    sides, scores = boxes.to(exact), scores.to(exact)
+    exact = _exact(boxes)
+    sides = boxes.to(exact)
     spread = torch.ones_like(sides) if variances is None else variances.to(exact)
-    finite = (sides.isfinite() & spread.isfinite()).all(1, keepdim=True)
-    precisions = spread.reciprocal().where(finite, 0)  # a weight of 0 times infinity would be nan
-    summands = torch.cat((precisions * sides.where(finite, 0), precisions), 1)
+    finite = (sides.isfinite() & spread.isfinite()).all(1)
+    precisions = spread.reciprocal().where(finite[:, None], 0)  # a weight of 0 times infinity would be nan
+    summands = torch.cat((precisions * sides.where(finite[:, None], 0), precisions), 1)
     sums = summands.new_empty((len(kept), 8))
-    size = max(1, MAX_OVERLAPS // max(1, len(boxes)))
-    for start in range(0, len(kept), size):
-        here = slice(start, start + size)
-        overlaps = pairwise_iou(kept[here], boxes)
-        votes = (overlaps > iou_threshold) & (kept_groups[here, None] == groups)
-        weights = scores * ((1 - overlaps.to(exact)).square() / -sigma).exp()
-        sums[here] = weights.where(votes, 0) @ summands
+    ballots = _ballots(kept, kept_groups, boxes, scores.where(finite, 0), groups, pairwise_iou, iou_threshold, sigma)
+    for here, weights in ballots:
+        sums[here] = weights @ summands
     weighted, total = sums[:, :4], sums[:, 4:]
     return torch.where(total > 0, weighted / total, kept.to(exact)).float()
 
@@ -126,16 +123,13 @@ def vote_oriented(
         True
     """
     kept, boxes = kept.float(), boxes.float()
-    exact = torch.float32 if boxes.device.type == "mps" else torch.float64
+    exact = _exact(boxes)
     finite = boxes.isfinite().all(1)
-    rows, scores = boxes.to(exact).where(finite[:, None], 0), scores.to(exact)
-    voted = kept.to(exact)
-    size = max(1, MAX_OVERLAPS // max(1, len(boxes)))
-    for start in range(0, len(kept), size):
-        here = slice(start, start + size)
-        overlaps = pairwise_probiou(kept[here], boxes)
-        votes = (overlaps > iou_threshold) & (kept_groups[here, None] == groups) & finite
-        weights = (scores * ((1 - overlaps.to(exact)).square() / -sigma).exp()).where(votes, 0)
+    rows, voted = boxes.to(exact).where(finite[:, None], 0), kept.to(exact)
+    ballots = _ballots(
+        kept, kept_groups, boxes, scores.where(finite, 0), groups, pairwise_probiou, iou_threshold, sigma
+    )
+    for here, weights in ballots:
         turned = rows[:, 4] - voted[here, 4:]
         quarters = (turned / (torch.pi / 2)).round()
         first, second = rows[:, 2].abs(), rows[:, 3].abs()
@@ -151,6 +145,32 @@ def vote_oriented(
         mean[:, 4:] += voted[here, 4:]
         voted[here] = torch.where(total > 0, mean, voted[here])
     return voted.float()
+
+
+def _exact(boxes: Tensor) -> torch.dtype:
+    """Return the type of sums: in float64 the mean of equal numbers is that number. Apple's GPUs have no float64."""
+    return torch.float32 if boxes.device.type == "mps" else torch.float64
+
+
+def _ballots(
+    kept: Tensor,
+    kept_groups: Tensor,
+    boxes: Tensor,
+    scores: Tensor,
+    groups: Tensor,
+    overlap: Callable[[Tensor, Tensor], Tensor],
+    iou_threshold: float,
+    sigma: float,
+) -> Iterator[tuple[slice, Tensor]]:
+    """Give some kept boxes at a time, and the weight of every candidate in the vote on each, 0 where it has none."""
+    size = max(1, MAX_OVERLAPS // max(1, len(boxes)))
+    scores = scores.to(_exact(boxes))
+    for start in range(0, len(kept), size):
+        here = slice(start, start + size)
+        overlaps = overlap(kept[here], boxes)
+        votes = (overlaps > iou_threshold) & (kept_groups[here, None] == groups)
+        closeness = ((1 - overlaps.to(scores.dtype)).square() / -sigma).exp()
+        yield here, (scores * closeness).where(votes, 0)
 
 
 def distance_variances(logits: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from nets import enliven
-from task_sets import write_net, write_set
 from teaching import saved, smooth
 from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel
 from ultralytics.utils import DEFAULT_CFG
@@ -31,18 +30,6 @@ NAMES = {0: "a", 1: "b"}
 RUN: dict[str, Any] = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "device": "cpu", "plots": False, "epochs": 1}
 MODELS = {"segment": SegmentationModel, "pose": PoseModel, "obb": OBBModel}
 Make = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """A function (task, family=11) -> YAML of a small net with that family's head of the task."""
-    return partial(write_net, tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function task -> data.yaml of four images."""
-    return partial(write_set, tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from task_sets import write_net, write_set
 from ultralytics import YOLO
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.models.yolo.obb import OBBTrainer
@@ -32,18 +30,6 @@ TRAINERS: dict[str, tuple[type[DetectionTrainer], type[DetectionTrainer]]] = {
 #: What each task is taught by beside boxes and classes.
 LEARNED = {"segment": "seg_loss", "pose": "pose_loss", "obb": "angle_loss"}
 SMALL: dict[str, Any] = {"imgsz": 64, "batch": 4, "nbs": 4, "workers": 0, "device": "cpu", "plots": False, "seed": 3}
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """A function (task, family=11) -> YAML of a small net with that family's head of the task."""
-    return partial(write_net, tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function task -> data.yaml of four images."""
-    return partial(write_set, tmp_path_factory.getbasetemp())
 
 
 def _weights(kind: type[DetectionTrainer], model: str, data: Path, run_dir: Path, **ours: object) -> dict[str, Any]:
