@@ -31,6 +31,7 @@ from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.durable import DurableTrainer
 from mlc_yolo.training.misfits import refuse_channels, refuse_devices, refuse_lengths, refuse_other_learning
 from mlc_yolo.training.networks import build_detector, build_yolo
+from mlc_yolo.training.optimizer_steps import describe_steps
 
 
 class MLCTrainer(DurableTrainer):
@@ -345,6 +346,8 @@ class MLCTrainer(DurableTrainer):
             _trained(self.ema.ema).criterion = criterion
         if self.epoch == self.start_epoch:
             self._announce_foreign(criterion)
+        if self.epoch == 0 and RANK in {-1, 0} and (steps := describe_steps(self)):
+            LOGGER.info(steps)
         if RANK in {-1, 0} and warmup and self.epoch in {self.start_epoch, warmup}:
             stage = self.args.assigner_base if self.epoch < warmup else self.args.assigner
             LOGGER.info(f"assigner: {stage} from epoch {self.epoch + 1}, warm-up ends after epoch {warmup}")
