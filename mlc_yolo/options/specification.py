@@ -48,6 +48,20 @@ def defaults() -> dict[str, Any]:
     return {name: spec["default"] for name, spec in specifications().items()}
 
 
+def changed(ours: Mapping[str, Any], *starts: str) -> list[str]:
+    """Return the options whose names begin so and that do not have their defaults.
+
+    Args:
+        ours: option values by name; other names may be among them.
+        starts: beginnings of names, or whole ones.
+
+    Example:
+        >>> changed({"teacher_weight": 2.0, "teacher_temperature": defaults()["teacher_temperature"]}, "teacher_")
+        ['teacher_weight']
+    """
+    return [name for name, usual in defaults().items() if name.startswith(starts) and ours.get(name, usual) != usual]
+
+
 def validated(ours: Mapping[str, Any]) -> dict[str, Any]:
     """Return values checked, with aliases resolved.
 

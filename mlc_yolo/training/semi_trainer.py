@@ -29,7 +29,7 @@ from mlc_yolo.data.listing import image_files
 from mlc_yolo.data.resolve import open_data
 from mlc_yolo.data.shared_images import find_shared
 from mlc_yolo.data.unlabeled import UnlabeledDataset
-from mlc_yolo.options.specification import warmup_length
+from mlc_yolo.options.specification import changed, warmup_length
 from mlc_yolo.plots.ssl_agreement import agreement_figure
 from mlc_yolo.training.exact_resume import STUDENT, RecordedLoader
 from mlc_yolo.training.misfits import learns_without_labels
@@ -82,10 +82,9 @@ class SemiTrainer(TaughtTrainer):
         """
         settled = super()._prepare(run)
         if not learns_without_labels(vars(run)):
-            if run.unlabeled and RANK in {-1, 0}:
-                LOGGER.warning(
-                    f"unlabeled={run.unlabeled} has no effect: ssl={run.ssl} trains on labelled images alone"
-                )
+            idle = changed(vars(run), "unlabeled", *(["ssl_"] if run.ssl == "none" else []))
+            if idle and RANK in {-1, 0}:
+                LOGGER.warning(f"{', '.join(idle)}: no effect, as ssl={run.ssl} trains on labelled images alone")
             return settled
         if run.compile and "," in str(run.device):
             raise ValueError(f"ssl={run.ssl} cannot train a compiled model on several devices: give compile=False")

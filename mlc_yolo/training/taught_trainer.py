@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from ultralytics.utils import LOGGER, RANK
 from ultralytics.utils.torch_utils import unwrap_model
 
+from mlc_yolo.options.specification import changed
 from mlc_yolo.training import exact_resume
 from mlc_yolo.training.taught_criterion import TAUGHT, TaughtLoss
 from mlc_yolo.training.teachers import (
@@ -52,6 +53,8 @@ class TaughtTrainer(MLCTrainer):
         settled = super()._prepare(run)
         files = teacher_files(run.teacher)
         if not files:
+            if (idle := changed(vars(run), "teacher_")) and RANK in {-1, 0}:
+                LOGGER.warning(f"{', '.join(idle)}: no effect without a teacher. Name one with teacher=big.pt")
             return settled
         if run.distill_model:
             raise ValueError("teacher and distill_model are two ways of distilling: leave one out")

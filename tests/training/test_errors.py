@@ -14,6 +14,8 @@ from ultralytics.nn.modules.head import v10Detect
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.checkpoints.marker import read_marker
+from mlc_yolo.options.specification import defaults
+from mlc_yolo.training.semi_trainer import SemiTrainer
 
 TINY = {"imgsz": 64, "batch": 8, "epochs": 2, "plots": False}
 
@@ -87,6 +89,19 @@ def test_a_head_without_room_for_its_weights_channel_trains_without_it_and_says_
     assert "iou_warmup: no effect" not in caplog.text
     saved = YOLO(run_dir / "run" / "weights" / "best.pt").model
     assert type(saved.model[-1]) is v10Detect and read_marker(saved)["iou_head"] is False
+
+
+def test_options_of_a_teacher_or_of_unlabeled_images_without_any_are_named(
+    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    common = {"model": SMALL, "data": str(tiny_data), "project": str(run_dir)}
+    idle = {"teacher_weight": 2.0, "ssl_ratio": 2.0, "unlabeled": "photographs", "ssl_weight": defaults()["ssl_weight"]}
+    SemiTrainer(overrides={**common, **idle})
+    assert "teacher_weight: no effect without a teacher. Name one with teacher=big.pt" in caplog.messages
+    assert "unlabeled, ssl_ratio: no effect, as ssl=none trains on labelled images alone" in caplog.messages
+    caplog.clear()
+    SemiTrainer(overrides=common)
+    assert "no effect" not in caplog.text
 
 
 @pytest.mark.parametrize(("name", "family"), [("rtdetr-l.yaml", "another family"), ("yolov8s-world.yaml", "YOLOWorld")])
