@@ -97,8 +97,8 @@ def test_options_of_a_teacher_or_of_unlabeled_images_without_any_are_named(
     common = {"model": SMALL, "data": str(tiny_data), "project": str(run_dir)}
     idle = {"teacher_weight": 2.0, "ssl_ratio": 2.0, "unlabeled": "photographs", "ssl_weight": defaults()["ssl_weight"]}
     SemiTrainer(overrides={**common, **idle})
-    assert "teacher_weight: no effect without a teacher. Name one with teacher=big.pt" in caplog.messages
-    assert "unlabeled, ssl_ratio: no effect, as ssl=none trains on labelled images alone" in caplog.messages
+    assert "teacher_weight: no effect without a teacher. Name one with teacher=big.pt" in caplog.text
+    assert "unlabeled, ssl_ratio: no effect, as ssl=none trains on labelled images alone" in caplog.text
     caplog.clear()
     SemiTrainer(overrides=common)
     assert "no effect" not in caplog.text
