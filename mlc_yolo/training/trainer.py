@@ -26,12 +26,12 @@ from mlc_yolo.detectors.weights import is_torchvision
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.options import specification as options
 from mlc_yolo.options.arguments import Arguments, of_checkpoint
+from mlc_yolo.options.optimizer_steps import describe_steps
 from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
 from mlc_yolo.training.durable import DurableTrainer
 from mlc_yolo.training.misfits import refuse_channels, refuse_devices, refuse_lengths, refuse_other_learning
 from mlc_yolo.training.networks import build_detector, build_yolo
-from mlc_yolo.training.optimizer_steps import describe_steps
 
 
 class MLCTrainer(DurableTrainer):

@@ -7,6 +7,8 @@ them gained.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -51,3 +53,32 @@ def describe_steps(trainer: Any) -> str | None:
     if steps >= FEW:
         return line
     return f"{line}. So few train a detector badly: nbs={batch} takes {batches} in the same time"
+
+
+def few_steps(checkpoint: Mapping[str, Any], images: int) -> str | None:
+    """Return a sentence on a finished training of few steps that could have had more in the same time; None for others.
+
+    Args:
+        checkpoint: as upstream saves it, with `train_args` and `train_results`.
+        images: it was trained on.
+
+    Example:
+        >>> run = {"epochs": 15, "batch": 16, "nbs": 64, "warmup_epochs": 3.0}
+        >>> few_steps({"train_args": run, "train_results": {"epoch": list(range(1, 16))}}, 292)
+        'Trained in few steps: about 84 (292 images, 15 epochs, nbs=64). In the same time nbs=16 takes 285.'
+        >>> few_steps({"train_args": {**run, "nbs": 16}, "train_results": {"epoch": [1]}}, 292) is None
+        True
+    """
+    args, epochs = checkpoint.get("train_args") or {}, len((checkpoint.get("train_results") or {}).get("epoch", ()))
+    batch, nbs = args.get("batch", 0), args.get("nbs", 0)
+    if not (epochs and batch > 0) or (gathered := max(round(nbs / batch), 1)) == 1:
+        return None
+    per_epoch = math.ceil(images / batch)
+    warmup = round(min(args.get("warmup_epochs", 0), max(args.get("epochs", epochs) - 1, 0)) * per_epoch)
+    steps = count_steps(per_epoch * epochs, warmup, gathered)
+    if steps >= FEW:
+        return None
+    return (
+        f"Trained in few steps: about {steps} ({images} images, {epochs} epochs, nbs={nbs}). "
+        f"In the same time nbs={batch} takes {per_epoch * epochs}."
+    )

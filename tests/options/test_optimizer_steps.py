@@ -12,7 +12,7 @@ from detector_runs import train
 from nets import SMALL
 
 from mlc_yolo import MLCYOLO
-from mlc_yolo.training.optimizer_steps import count_steps, describe_steps
+from mlc_yolo.options.optimizer_steps import count_steps, describe_steps
 
 
 @pytest.mark.slow
