@@ -10,7 +10,7 @@
 | `_build_train_pipeline` makes the loaders, again where memory ran out | semi |
 | `resume_training` runs in every start, the average made | semi: its decay |
 | `_load_checkpoint_state` is how a run resumes and recovers: model loaded before, new average within | semi, trainer |
-| `_get_warmup_iterations(batches)` is the warm-up's length in batches | trainer: `warmup_iters` |
+| `_get_warmup_iterations(batches)` is the warm-up's length in batches | trainer: `warmup_iters`; optimizer steps |
 | `_close_dataloader_mosaic` is what ends the mosaic, by the data set's `close_mosaic` | trainer: `augmentation=ssd` |
 | `ModelEMA.enabled` holds the average still; `decay` is an attribute, called with the updates | trainer, semi |
 | `ModelEMA` copies the model with its criterion, whose functions stay the same ones | semi |
@@ -55,7 +55,7 @@
 | `_load_or_scan_cache(path, hash)` gives (cache, known), the cache with `labels` and `msgs` | images without labels |
 | ... where there is none it is what `cache_labels(path)` gives | caches of labels |
 | a detection dataset has `labels[i]["cls"]`; its samples carry `ori_shape` and `ratio_pad` | assignments |
-| `read_results_csv` fills the checkpoint's `train_results` | trainer |
+| `read_results_csv` fills the checkpoint's `train_results` | trainer, diagnosis |
 | `Model._new` builds from a YAML; `train` leaves the building to the trainer while `ckpt` is None | model: detectors |
 | `setup_model` returns at once when the model is a module already | trainer: torchvision weights |
 | `freeze` entries may be names; whatever is not named is made to train | trainer: frozen stages |

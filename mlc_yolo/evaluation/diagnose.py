@@ -7,11 +7,13 @@ from typing import Any
 
 from ultralytics.utils import LOGGER
 
+from mlc_yolo.data.listing import image_files
 from mlc_yolo.evaluation import diagnosis_files
 from mlc_yolo.evaluation.diagnosing import DiagnosingValidator
 from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.recording import listed
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
+from mlc_yolo.options.optimizer_steps import few_steps
 
 
 def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
@@ -47,8 +49,20 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
     seen = made[0].observations
     assert seen is not None
     diagnosis = Diagnosis(seen, confidence=conf)
-    diagnosis.folder = Path(made[0].save_dir)
+    diagnosis.folder, diagnosis.training = Path(made[0].save_dir), _of_training(model, made[0].data)
     diagnosis.folder.mkdir(parents=True, exist_ok=True)
     files = diagnosis_files.write(diagnosis, diagnosis.folder)
     LOGGER.info(f"\n{diagnosis_files.as_text(diagnosis)}\n\nWritten: {', '.join(map(str, files))}")
     return diagnosis
+
+
+def _of_training(model: Any, data: dict[str, Any]) -> str | None:
+    """Return a sentence on a training of few steps, if the detector was trained on this very data set."""
+    checkpoint = model.ckpt if isinstance(model.ckpt, dict) else {}
+    trained_on = (checkpoint.get("train_args") or {}).get("data")
+    if not data.get("train") or trained_on is None or Path(str(trained_on)) != Path(str(data.get("yaml_file"))):
+        return None
+    try:
+        return few_steps(checkpoint, len(image_files(data["train"])))
+    except (FileNotFoundError, ValueError):  # its training images have gone since
+        return None

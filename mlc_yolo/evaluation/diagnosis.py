@@ -121,6 +121,7 @@ class Diagnosis:
         seen: what the validation saw.
         confidence: the score threshold that the detector is deployed with.
         folder: where its files are; None where none were written.
+        training: a sentence on a training that was too short; None where nothing is to be said of it.
     """
 
     def __init__(self, seen: Observations, *, confidence: float = 0.25, resamples: int = RESAMPLES) -> None:
@@ -141,6 +142,7 @@ class Diagnosis:
             )
         self.seen, self.confidence = seen, confidence
         self.folder: Path | None = None
+        self.training: str | None = None
         reach = None if seen.candidates is None else seen.candidates[:, IOU]
         self.oracles = Oracles(seen.records, reach=reach)
         images = len(seen.records.images)

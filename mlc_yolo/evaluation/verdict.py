@@ -47,7 +47,7 @@ def verdict(diagnosis: Diagnosis) -> list[str]:
     Returns:
         Sentences, the most important first.
     """
-    said = [_costliest(diagnosis), _ranking(diagnosis)]
+    said = [sentence for sentence in (diagnosis.training, _costliest(diagnosis), _ranking(diagnosis)) if sentence]
     said += [sentence for sentence in (_confusion(diagnosis), _small(diagnosis)) if sentence]
     said += [_deployed(diagnosis), *_trust(diagnosis), *_limits(diagnosis)]
     return said

@@ -65,7 +65,7 @@ def few_steps(checkpoint: Mapping[str, Any], images: int) -> str | None:
     Example:
         >>> run = {"epochs": 15, "batch": 16, "nbs": 64, "warmup_epochs": 3.0}
         >>> few_steps({"train_args": run, "train_results": {"epoch": list(range(1, 16))}}, 292)
-        'Trained in few steps: about 84 (292 images, 15 epochs, nbs=64). In the same time nbs=16 takes 285.'
+        'Trained in few steps: about 84 (292 images, 15 epochs, nbs=64). Try nbs=16 first, 285 in the same time.'
         >>> few_steps({"train_args": {**run, "nbs": 16}, "train_results": {"epoch": [1]}}, 292) is None
         True
     """
@@ -80,5 +80,5 @@ def few_steps(checkpoint: Mapping[str, Any], images: int) -> str | None:
         return None
     return (
         f"Trained in few steps: about {steps} ({images} images, {epochs} epochs, nbs={nbs}). "
-        f"In the same time nbs={batch} takes {per_epoch * epochs}."
+        f"Try nbs={batch} first, {per_epoch * epochs} in the same time."
     )

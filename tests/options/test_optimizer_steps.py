@@ -1,4 +1,4 @@
-"""A run says how many steps its optimizer takes, and a short one how to take more."""
+"""A run and a diagnosis say how many steps the optimizer takes, and how to take more where they are few."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from detector_runs import train
 from nets import SMALL
 
 from mlc_yolo import MLCYOLO
+from mlc_yolo.evaluation.verdict import verdict
 from mlc_yolo.options.optimizer_steps import count_steps, describe_steps
 
 
 @pytest.mark.slow
-def test_the_line_names_the_steps_that_the_optimizer_takes(
-    tiny_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
+def test_training_and_then_diagnosis_name_the_steps_that_the_optimizer_takes(
+    tiny_data: Path, own_data: Path, run_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     taken: list[int] = []
 
@@ -32,6 +33,11 @@ def test_the_line_names_the_steps_that_the_optimizer_takes(
     said = [record.message for record in caplog.records if record.message.startswith("optimizer:")]
     assert said[-1].startswith(line) and said[-1].endswith("nbs=2 takes 12 in the same time")
     assert sum(message.startswith(line) for message in said) == 1
+    trained = MLCYOLO(run_dir / "run" / "weights" / "last.pt")
+    there = {"imgsz": 64, "project": str(run_dir), "workers": 0}
+    first, *_ = verdict(trained.diagnose(data=str(tiny_data), **there))
+    assert first.startswith("Trained in few steps: about ") and "nbs=6). Try nbs=2 first, 12 in" in first
+    assert "Trained in few steps" not in str(trained.diagnose(data=str(own_data), **there))
 
 
 def _counted(batches: int, warmup: int, gathered: int) -> int:
