@@ -39,11 +39,14 @@ test: lint
 	$(MAKE) upstream docs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-# What we lean on in Ultralytics, and an old checkpoint, with another version put before .venv's.
+# What we lean on in Ultralytics, an old checkpoint, and the tasks beside detection, with another version put before .venv's.
+UPSTREAM_TASKS := $(wildcard tests/*/test_task_*.py) tests/heads/test_iou_aware_tasks.py
+
 upstream: $(VENV)/.installed-dev $(UPSTREAM)/.installed
 	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -c \
 	  'from importlib.metadata import version as v; assert v("ultralytics") == "$(ULTRALYTICS)", v("ultralytics")'
-	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q tests/test_upstream*.py tests/checkpoints/test_checkpoint_versions.py
+	PYTHONPATH="$(CURDIR)/$(UPSTREAM)" $(BIN)/python -m pytest -q $(PYTEST_ARGS) tests/test_upstream*.py \
+	  tests/checkpoints/test_checkpoint_versions.py $(UPSTREAM_TASKS)
 
 $(UPSTREAM)/.installed: $(VENV)/.installed-dev
 	rm -rf $(UPSTREAM)

@@ -48,6 +48,8 @@ def write_lively(folder: Path, task: str, family: int) -> Path:
     for layers in getattr(model.model[-1], "one2one_cv2", None) or ():
         layers[-1].bias.data += 2  # distances in strides, or few boxes would meet an object
     model.names, model.task, model.args = {0: "a", 1: "b"}, task, {**DEFAULT_CFG_DICT, "task": task}
+    if task == "pose":
+        model.kpt_shape = model.yaml["kpt_shape"]  # trained models have it; some upstream versions' new ones do not
     torch.save({"model": model, "train_args": {"task": task}}, file)
     return file
 

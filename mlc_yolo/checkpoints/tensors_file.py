@@ -134,6 +134,8 @@ def _build(description: dict[str, Any], tensors: dict[str, Tensor]) -> Detection
         model: DetectionModel = DetectorModel(config, ch=channels, nc=config["nc"], verbose=False)
     else:
         model = _MODELS[description["task"]](config, ch=channels, verbose=False)
+        if description["task"] == "pose":
+            model.kpt_shape = config["kpt_shape"]  # some upstream versions set it in training only
         _widen(model, config, tensors)
         if any("cv_iou." in name for name in tensors):
             add_iou_channel(model.model[-1])
