@@ -237,7 +237,11 @@ MODES: dict[str, Mode] = {
     "benchmark": Mode("time and judge a model in every export format", _method, any_task=True),
     "tune": Mode("search for better hyperparameters", _method, own=_TUNE, any_task=True),
     "diagnose": Mode(
-        "measure what limits a detector, without training", _diagnose, {"report": False}, ("model", "data")
+        "measure what limits a detector, without training",
+        _diagnose,
+        {"report": False},
+        ("model", "data"),
+        any_task=True,
     ),
     "compare": Mode("train every combination of options and judge the differences", _compare, _COMPARE),
     "assignments": Mode("draw which anchors each task trains, under two assigners", _assignments, {"count": 4}),

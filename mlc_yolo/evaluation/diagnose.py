@@ -9,7 +9,7 @@ from ultralytics.utils import LOGGER
 
 from mlc_yolo.data.listing import image_files
 from mlc_yolo.evaluation import diagnosis_files
-from mlc_yolo.evaluation.diagnosing import DiagnosingValidator
+from mlc_yolo.evaluation.diagnosing import DIAGNOSERS
 from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.recording import listed
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
@@ -23,7 +23,8 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
     and `diagnosis.json`.
 
     Args:
-        model: an `MLCYOLO` for detection: a checkpoint, or an export that gives raw outputs.
+        model: an `MLCYOLO` of detection, segmentation, pose or oriented boxes: a checkpoint, or an export that gives
+            raw outputs.
         conf: the score threshold that the detector is deployed with, in [0, 1].
         **arguments: of `MLCYOLO.val`.
 
@@ -34,11 +35,14 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
         ValueError: a model of another task, a threshold out of its domain, data without objects, or with a class that
             the model does not know.
     """
-    if model.task != "detect":
-        raise ValueError(f"a diagnosis needs a detection model, but this is a {model.task} model")
+    if model.task not in DIAGNOSERS:
+        raise ValueError(
+            f"a diagnosis needs a model of {', '.join(DIAGNOSERS)}, but '{model.model_name}' is a {model.task} model, "
+            "which finds no boxes"
+        )
     if isinstance(conf, bool) or not isinstance(conf, int | float) or not 0 <= conf <= 1:
         raise ValueError(f"conf={conf!r} must be a score threshold from 0 to 1, such as conf=0.25")
-    validator, made = listed(DiagnosingValidator)
+    validator, made = listed(DIAGNOSERS[model.task])
     try:
         model.val(validator, **{"name": "diagnose", **arguments, "conf": LOWEST_CONFIDENCE, "plots": False})
     except ValueError:

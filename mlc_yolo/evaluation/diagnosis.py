@@ -6,7 +6,7 @@ AP and its gains are COCO's, in percent points; an interval is a 95 % interval o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from mlc_yolo.evaluation.repaired_ap import Gain, RepairedAP
 from mlc_yolo.metrics.bootstrap import Difference, difference, draw_images
 from mlc_yolo.metrics.coverage import Coverage, Spread, coverage, spread
-from mlc_yolo.metrics.lanes import mean_over_defined
 from mlc_yolo.metrics.operating_point import OperatingCurve, operating_curve
-from mlc_yolo.metrics.oracles import Fault, Oracles, Repair, Scope, summary
+from mlc_yolo.metrics.oracles import Fault, Oracles, Repair, Scope
+from mlc_yolo.metrics.overlaps import similar
 from mlc_yolo.metrics.reach import IOU
 from mlc_yolo.metrics.records import Records
 from mlc_yolo.metrics.reliability import Reliability, best_ious, reliability
@@ -34,10 +35,36 @@ SIZES = (16.0, 32.0, 96.0)
 FEW_OBJECTS = 10
 #: Confusions of classes that are measured, those with the most class errors, and that are listed.
 CONFUSIONS_TRIED, MOST_CONFUSIONS = 15, 5
-#: Repairs of mistakes; the other two are of the ranking.
-MISTAKES = (Repair.PLACE, Repair.CLASS, Repair.MISSED, Repair.BACKGROUND, Repair.DUPLICATES)
 #: Repairs that can be done for some objects only.
 OF_OBJECTS = (Repair.INSIDE, Repair.PLACE, Repair.CLASS, Repair.MISSED, Repair.DUPLICATES)
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a task finds beside boxes: its name, for many and for one, and what it is compared by."""
+
+    many: str
+    one: str
+    by: str
+
+
+#: Task -> what it finds beside boxes.
+PARTS = {"segment": Part("masks", "mask", "mask IoU"), "pose": Part("keypoints", "set of keypoints", "OKS")}
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Oriented boxes as they lie: rows x, y, w, h, angle, in pixels of the original image and radians.
+
+    Attributes:
+        objects: (G, 5).
+        detections: (N, 5).
+        candidates: (G, 5) the best-placed candidate of each object, zeros without one.
+    """
+
+    objects: Float32Array
+    detections: Float32Array
+    candidates: Float32Array
 
 
 @dataclass(frozen=True)
@@ -54,6 +81,10 @@ class Observations:
         predicted: (n, 2) predicted and actual IoU of boxes that overlap an object; None without a channel.
         edges: (e, 9) of confident detections that have an object: errors and deviations of left, top, right and bottom,
             the object's area, in px of the original image; None or e = 0 where the head states no deviations.
+        own_reach: (G,) best similarity of masks or keypoints that any candidate has with each object, in [0, 1], 0
+            without one; of masks among the image's best boxes alone. None of other tasks, and as for `candidates`.
+        unlabelled: objects without a labelled keypoint, which has a similarity of 0 with all.
+        turned: oriented boxes as they lie; None of other tasks.
     """
 
     records: Records
@@ -62,27 +93,9 @@ class Observations:
     without_rescoring: Records | None = None
     predicted: Float32Array | None = None
     edges: Float64Array | None = None
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What a repair brings.
-
-    Attributes:
-        name: of the repair, or of the part that is mended.
-        values: metric -> value after the repair, in percent.
-        gain: in AP, with its interval; percent points.
-        gain50: in AP at IoU 0.50, percent points.
-        gain75: in AP at IoU 0.75, percent points.
-        draws: (1 + B,) in AP on the images as they are, then on each draw of them, percent points.
-    """
-
-    name: str
-    values: dict[str, float]
-    gain: Difference
-    gain50: float
-    gain75: float
-    draws: Float64Array
+    own_reach: Float32Array | None = None
+    unlabelled: int = 0
+    turned: Turned | None = None
 
 
 @dataclass(frozen=True)
@@ -106,15 +119,19 @@ class Size:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: AP in percent, objects, mean rank correlation over its objects (nan where undefined)."""
+    """One class: AP in percent, objects, mean rank correlation over its objects (nan where undefined).
+
+    `own_ap` is by masks or keypoints; None where boxes are all there is.
+    """
 
     name: str
     objects: int
     ap: float
     spearman: float
+    own_ap: float | None = None
 
 
-class Diagnosis:
+class Diagnosis(RepairedAP):
     """The diagnosis of one detector on one set of images.
 
     Attributes:
@@ -144,9 +161,9 @@ class Diagnosis:
         self.folder: Path | None = None
         self.training: str | None = None
         reach = None if seen.candidates is None else seen.candidates[:, IOU]
-        self.oracles = Oracles(seen.records, reach=reach)
         images = len(seen.records.images)
-        self._weights = np.concatenate((np.ones((images, 1)), draw_images(images, resamples=resamples)), 1)
+        weights = np.concatenate((np.ones((images, 1)), draw_images(images, resamples=resamples)), 1)
+        super().__init__(Oracles(seen.records, reach=reach), weights, inside=reach is not None)
 
     def __str__(self) -> str:
         """Return the table of repairs and the verdict."""
@@ -154,31 +171,27 @@ class Diagnosis:
 
         return diagnosis_files.as_text(self)
 
-    @cached_property
-    def baseline(self) -> Gain:
-        """The detector as it is: a gain of 0; its AP's interval is `ap`."""
-        return self._compared("as it is", self._plain_aps)
+    @property
+    def part(self) -> Part | None:
+        """What the detector finds beside boxes; None where boxes are all there is."""
+        return PARTS.get(self.seen.records.task)
 
     @cached_property
-    def ap(self) -> Difference:
-        """AP with its interval, in percent."""
-        values = 100 * self._plain["AP"]
-        ap = difference(values[:1], values[None, 1:])
-        return replace(ap, low=max(ap.low, 0.0), high=min(ap.high, 100.0))
+    def own(self) -> RepairedAP | None:
+        """AP and gains of that part, by what the task's own AP goes by; None where boxes are all there is."""
+        if self.part is None:
+            return None
+        records, reach = self.seen.records, self.seen.own_reach
+        oracles = Oracles(records, reach=reach, overlaps=similar(records))
+        return RepairedAP(oracles, self._weights, inside=reach is not None)
 
     @cached_property
-    def gains(self) -> dict[Repair, Gain]:
-        """What each repair alone brings; INSIDE only where candidates are known."""
-        known = [repair for repair in Repair if repair is not Repair.INSIDE or self.seen.candidates is not None]
-        return {repair: self._compared(repair.value, self.oracles.aps((repair,), self._weights)) for repair in known}
-
-    @cached_property
-    def costliest(self) -> list[Repair]:
-        """The mistakes that cost most, as far as the images can tell: the largest gain and those not shown below it."""
-        best, *others = sorted(MISTAKES, key=lambda repair: self.gains[repair].gain.mean, reverse=True)
-        lead = {repair: self.gains[best].draws - self.gains[repair].draws for repair in others}
-        ties = [repair for repair in others if not difference(lead[repair][:1], lead[repair][None, 1:]).shown]
-        return [best, *ties]
+    def own_behind(self) -> Difference | None:
+        """AP of boxes less AP of that part: what it would gain if it were right wherever its box is; None likewise."""
+        if self.own is None:
+            return None
+        behind = self.ap_draws - self.own.ap_draws
+        return difference(behind[:1], behind[None, 1:])
 
     @cached_property
     def confusions(self) -> list[Gain]:
@@ -218,10 +231,17 @@ class Diagnosis:
     @cached_property
     def classes(self) -> list[ClassRow]:
         """The classes that have objects, by label."""
-        records, values = self.seen.records, mean_over_defined(self._plain_aps[..., 0])  # over thresholds
+        records, values = self.seen.records, self.class_aps
+        own = None if self.own is None else self.own.class_aps
         count = np.bincount(records.gt_labels, minlength=len(records.names))
         return [
-            ClassRow(name, int(count[label]), 100 * float(values[label]), self._spearman(records.gt_labels == label))
+            ClassRow(
+                name,
+                int(count[label]),
+                float(values[label]),
+                self._spearman(records.gt_labels == label),
+                None if own is None else float(own[label]),
+            )
             for label, name in records.names.items()
             if count[label]
         ]
@@ -271,28 +291,6 @@ class Diagnosis:
     def rare(self) -> list[str]:
         """Classes with too few objects to speak of."""
         return [row.name for row in self.classes if row.objects < FEW_OBJECTS]
-
-    @cached_property
-    def _plain_aps(self) -> Float64Array:
-        return self.oracles.aps((), self._weights)
-
-    @cached_property
-    def _plain(self) -> dict[str, Float64Array]:
-        return summary(self._plain_aps)
-
-    def _compared(self, name: str, aps: Float64Array) -> Gain:
-        """Return the gain of AP (10, K, 1 + B) under some repair."""
-        mended = summary(aps)
-        gains = {metric: 100 * (mended[metric] - self._plain[metric]) for metric in mended}
-        gain = difference(gains["AP"][:1], gains["AP"][None, 1:])
-        return Gain(
-            name,
-            {metric: 100 * float(values[0]) for metric, values in mended.items()},
-            replace(gain, low=max(gain.low, 0.0)),  # no repair lowers AP
-            float(gains["AP50"][0]),
-            float(gains["AP75"][0]),
-            gains["AP"],
-        )
 
     def _gain_of(self, objects: BoolArray) -> float:
         """Return what mending everything that is wrong with some objects brings in AP, percent points."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mlc_yolo import whole_files
-from mlc_yolo.evaluation.diagnosis import Diagnosis, Gain
+from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.repaired_ap import Gain, RepairedAP
 from mlc_yolo.evaluation.verdict import verdict
 from mlc_yolo.metrics.coverage import SIDES, SIZES, Coverage
 from mlc_yolo.metrics.operating_point import OperatingPoint
@@ -22,21 +23,29 @@ CSV, COVERAGE, JSON = "diagnosis.csv", "coverage.csv", "diagnosis.json"
 COLUMNS = ("repair", "AP", "AP50", "AP75", "gain", "low", "high", "gain50", "gain75")
 
 
-def table(diagnosis: Diagnosis) -> list[dict[str, Any]]:
+def table(measured: RepairedAP) -> list[dict[str, Any]]:
     """Return a row per repair, the detector as it is first and everything mended last; AP and gains in percent."""
-    everything = diagnosis.oracles(tuple(Repair))
+    everything = measured.oracles(tuple(Repair))
     last = {"repair": "all together", **{name: 100 * float(values[0]) for name, values in everything.items()}}
-    return [*map(_row, (diagnosis.baseline, *diagnosis.gains.values())), last]
+    return [*map(_row, (measured.baseline, *measured.gains.values())), last]
 
 
 def as_text(diagnosis: Diagnosis) -> str:
     """Return the table and the verdict, as the console prints them."""
-    lines = [f"{'mended':<22}{'AP':>7}{'AP50':>7}{'AP75':>7}{'gain':>8}  95 % interval"]
-    for row in table(diagnosis):
+    lines = _lines("mended", diagnosis)
+    if diagnosis.part is not None and diagnosis.own is not None:
+        lines = [*_lines("mended, by boxes", diagnosis), "", *_lines(f"by {diagnosis.part.by}", diagnosis.own)]
+    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in verdict(diagnosis))])
+
+
+def _lines(title: str, measured: RepairedAP) -> list[str]:
+    """Return a table as lines of text."""
+    lines = [f"{title:<22}{'AP':>7}{'AP50':>7}{'AP75':>7}{'gain':>8}  95 % interval"]
+    for row in table(measured):
         values = "".join(f"{row[name]:>7.1f}" for name in ("AP", "AP50", "AP75"))
         gain = f"{row['gain']:>+8.1f}  {row['low']:.1f} to {row['high']:.1f}" if row.get("gain") else ""
         lines.append(f"{row['repair']:<22}{values}{gain}")
-    return "\n".join([*lines, "", *(f"- {sentence}" for sentence in verdict(diagnosis))])
+    return lines
 
 
 def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
@@ -48,6 +57,7 @@ def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
         "AP": asdict(diagnosis.ap),
         "repairs": table(diagnosis),
         "costliest": [repair.value for repair in diagnosis.costliest],
+        "own": _own(diagnosis),
         "confusions": [_row(gain) for gain in diagnosis.confusions],
         "sizes": [asdict(size) for size in diagnosis.sizes],
         "classes": [asdict(row) for row in diagnosis.classes],
@@ -71,7 +81,8 @@ def coverage_table(measured: Coverage) -> list[dict[str, Any]]:
 
 
 def write(diagnosis: Diagnosis, folder: Path) -> list[Path]:
-    """Write the files, each in one step; that of coverage where the head states deviations.
+    """Write the files, each in one step; that of coverage where the head states deviations, that of masks or keypoints
+    where the task has them.
 
     Args:
         diagnosis: what to write.
@@ -81,6 +92,8 @@ def write(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         Their paths.
     """
     files = {CSV: _as_csv(COLUMNS, table(diagnosis))}
+    if diagnosis.part is not None and diagnosis.own is not None:
+        files[f"diagnosis_{diagnosis.part.many}.csv"] = _as_csv(COLUMNS, table(diagnosis.own))
     if diagnosis.coverage is not None:
         files[COVERAGE] = _as_csv(("part", "within_one_sigma"), coverage_table(diagnosis.coverage))
     for name, text in files.items():
@@ -95,6 +108,22 @@ def _as_csv(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def _own(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return what was measured of masks or keypoints; None where boxes are all there is."""
+    part, own, behind = diagnosis.part, diagnosis.own, diagnosis.own_behind
+    if part is None or own is None or behind is None:
+        return None
+    return {
+        "part": part.many,
+        "by": part.by,
+        "AP": asdict(own.ap),
+        "repairs": table(own),
+        "costliest": [repair.value for repair in own.costliest],
+        "behind_boxes": asdict(behind),
+        "unlabelled": diagnosis.seen.unlabelled,
+    }
 
 
 def _row(gain: Gain) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE, MLCValidator
 from mlc_yolo.metrics import divergence
-from mlc_yolo.metrics.reach import IOU, best_placed
+from mlc_yolo.metrics.reach import best_placed
 from mlc_yolo.metrics.records import LEAST_SIMILARITY, Records
 from mlc_yolo.options.of_tasks import FOR_INFERENCE, FOR_TRAINING
 from mlc_yolo.oriented import pairwise_probiou
@@ -32,7 +32,7 @@ class RecordingValidator(MLCValidator):
     Attributes:
         records: of the last validation, images in the order of their names; None before it.
         best: an image each, in the order of validation, (M, 6) what `metrics.reach.best_placed` returns, boxes in
-            pixels of the original image; zeros where outputs before NMS are not to be had.
+            pixels of the original image, (M, 7) of oriented ones; zeros where outputs before NMS are not to be had.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -69,17 +69,17 @@ class RecordingValidator(MLCValidator):
         self.best.append(self._best_placed(batch).numpy().astype(np.float32))
         self._similarity = None
         stat = super()._process_batch(preds, batch)
-        self._pairs_of_images.append(_pairs(self._similarity))
+        self._pairs_of_images.append(similar_pairs(self._similarity))
         return stat
 
     def _best_placed(self, batch: dict[str, Any]) -> Tensor:
-        """Return the best-placed candidate of each object of an image, (M, 6), in pixels of the original image."""
+        """Return what `best` has of an image."""
         gt_boxes, gt_labels = batch["bboxes"].cpu(), batch["cls"].cpu()
         if not self._raw_outputs:
-            return torch.zeros(len(gt_boxes), 6)
+            return torch.zeros(len(gt_boxes), gt_boxes.shape[1] + 2)
         if self.oriented:  # an image is not stretched, so that probiou is the same in its pixels
             best = best_placed(self._entries[0], gt_boxes, gt_labels, overlap=pairwise_probiou)
-            return torch.cat((self.to_original(best[:, :5], batch), best[:, 5:]), 1)
+            return torch.cat((self.scaled(best[:, :5], batch), best[:, 5:]), 1)
         candidates = self._entries[0].clone()
         candidates[:, :4] = self.to_original(candidates[:, :4], batch)  # clipped to the image, as detections are
         return best_placed(candidates, self.to_original(gt_boxes, batch), gt_labels)
@@ -105,21 +105,32 @@ class RecordingValidator(MLCValidator):
             labels=labels.astype(np.int64),
             names={int(label): str(name) for label, name in self.names.items()},
             spearman=object_correlations(samples, [len(rows) for rows in objects]),
-            reach=np.concatenate([self.best[i][:, IOU] for i in order]) if self._raw_outputs and order else None,
+            reach=np.concatenate([self.best[i][:, -1] for i in order]) if self._raw_outputs and order else None,
             task=str(self.args.task),
-            **self._pairs_of_all(order, objects, detections),
+            **self.merged_pairs(order, self._pairs_of_images, objects, detections),
         )
         metrics: dict[str, Any] = super().get_stats()
         return metrics
 
-    def _pairs_of_all(
-        self, order: Sequence[int], objects: Sequence[Float32Array], detections: Sequence[Float32Array]
+    def merged_pairs(
+        self,
+        order: Sequence[int],
+        known: Sequence[Float32Array],
+        objects: Sequence[Float32Array],
+        detections: Sequence[Float32Array],
     ) -> dict[str, Any]:
-        """Return the pairs of all images as `Records` has them; nothing for detection."""
+        """Return the pairs of all images as `Records` has them; nothing for detection.
+
+        Args:
+            order: of the images, as `image_order` gives it.
+            known: (P, 3) an image, in the order of validation, as `similar_pairs` returns them.
+            objects: rows of an image each, in the records' order.
+            detections: likewise.
+        """
         if self.args.task == "detect":
             return {}
         firsts = [np.cumsum([0, *(len(rows) for rows in images)])[:-1] for images in (detections, objects)]
-        pairs = [self._pairs_of_images[i] for i in order]
+        pairs = [known[i] for i in order]
         shift = [np.repeat(first.astype(np.int64), [len(image) for image in pairs]) for first in firsts]
         merged = np.concatenate([np.empty((0, 3), dtype=np.float32), *pairs])
         detection, other = (merged[:, i].astype(np.int64) + shift[i] for i in (0, 1))
@@ -223,7 +234,7 @@ def object_correlations(images: Sequence[Float32Array], objects: Sequence[int]) 
     return rho.astype(np.float32)
 
 
-def _pairs(similarity: Tensor | None) -> Float32Array:
+def similar_pairs(similarity: Tensor | None) -> Float32Array:
     """Return detection, object and similarity (P, 3) of an image's pairs that are similar enough to be kept."""
     if similarity is None:
         return np.empty((0, 3), dtype=np.float32)

@@ -191,7 +191,7 @@ class MLCPoseValidator(_OfTask, PoseValidator, _WithSimilarity):
         return str(super().get_desc()) + HEADER + ("%11s" * 2) % ("Pose(Sp.", "(pooled)")
 
     def _own_statistics(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, np.ndarray]:
-        labelled = (batch["keypoints"][..., 2] != 0).any(1)  # of other objects no similarity is known
+        labelled = labelled_poses(batch)  # of other objects no similarity is known
         truth = batch["keypoints"][labelled]
         areas = xyxy2xywh(batch["bboxes"][labelled])[:, 2:].prod(1) * 0.53  # as upstream's AP has it
 
@@ -211,6 +211,12 @@ class MLCOrientedValidator(_OfTask, OBBValidator, MLCValidator):
 
     def _process_batch(self, preds: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, np.ndarray]:
         return {**super()._process_batch(preds, batch), **self._own_statistics(preds, batch)}
+
+
+def labelled_poses(batch: dict[str, Any]) -> Tensor:
+    """Return (M,) bool, which of an image's objects have a labelled keypoint."""
+    labelled: Tensor = (batch["keypoints"][..., 2] != 0).any(1)
+    return labelled
 
 
 #: Task -> validator, of the tasks beside detection.

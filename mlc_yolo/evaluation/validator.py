@@ -7,7 +7,7 @@ hands over its final boxes.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,8 +187,15 @@ class MLCValidator(DetectionValidator):
         self._raw_outputs = not self._is_final(placement.dense)
         rows = [self._image_entries(image) for image in placement.dense]
         self._entries.extend(torch.split(torch.cat(rows).cpu(), [len(row) for row in rows]))
-        images, anchors = placed_detections(
-            placement.dense,
+        images, anchors = self._placed(placement.dense, placement)
+        if not self.training and not self.oriented:  # whose sides lie along axes of their own
+            self._sigmas.extend(placement.columns(i, anchor)[:, 1:].cpu() for i, anchor in enumerate(anchors))
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in images]
+
+    def _placed(self, dense: Tensor, placement: Placement) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the detections of a batch's outputs and their anchors, as `placed_detections` does."""
+        return placed_detections(
+            dense,
             self._extras,
             self._placing,
             placement,
@@ -201,9 +208,11 @@ class MLCValidator(DetectionValidator):
             num_classes=self._num_classes,
             rotated=self.oriented,
         )
-        if not self.training and not self.oriented:  # whose sides lie along axes of their own
-            self._sigmas.extend(placement.columns(i, anchor)[:, 1:].cpu() for i, anchor in enumerate(anchors))
-        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in images]
+
+    @property
+    def overlap(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """What boxes are compared by: of (M, 4) or (M, 5) and (N, 4) or (N, 5), (M, N) in [0, 1]."""
+        return pairwise_probiou if self.oriented else pairwise_iou
 
     @property
     def _num_classes(self) -> int:
@@ -286,9 +295,8 @@ class MLCValidator(DetectionValidator):
         stat: dict[str, np.ndarray] = {}
         if self._sigmas:
             self._edges.append(self._edge_rows(self._sigmas.popleft(), preds, batch))
-        overlap = pairwise_probiou if self.oriented else pairwise_iou
         objects = batch["bboxes"].cpu(), batch["cls"].cpu()
-        stat["score_iou"] = match(self._entries.popleft(), *objects, overlap=overlap)
+        stat["score_iou"] = match(self._entries.popleft(), *objects, overlap=self.overlap)
         if "coco_objects" in self.metrics.stats:
             stat["coco_detections"] = _columns(self.to_original(preds["bboxes"], batch), preds["conf"], preds["cls"])
             stat["coco_objects"] = _columns(self.to_original(batch["bboxes"], batch), batch["cls"])
@@ -298,9 +306,13 @@ class MLCValidator(DetectionValidator):
 
     def to_original(self, boxes: Tensor, batch: dict[str, Any]) -> Tensor:
         """Return boxes of the network's input in pixels of the original image, (n, 4) xyxy; around oriented ones."""
-        place = {"ratio_pad": batch["ratio_pad"], "xywh": self.oriented}
-        scaled = torch.as_tensor(ops.scale_boxes(batch["imgsz"], boxes.clone(), batch["ori_shape"], **place))
+        scaled = self.scaled(boxes, batch)
         return extent(scaled) if self.oriented else scaled
+
+    def scaled(self, boxes: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Return boxes of the network's input in pixels of the original image, (n, 4) xyxy or (n, 5) oriented."""
+        place = {"ratio_pad": batch["ratio_pad"], "xywh": self.oriented}
+        return torch.as_tensor(ops.scale_boxes(batch["imgsz"], boxes.clone(), batch["ori_shape"], **place))
 
 
 def _print_row(name: str, images: int, objects: int, values: Sequence[float]) -> None:

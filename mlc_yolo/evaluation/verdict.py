@@ -6,7 +6,11 @@ whose paired interval includes zero neither is shown to cost more.
 
 from __future__ import annotations
 
-from mlc_yolo.evaluation.diagnosis import Diagnosis, Gain
+from dataclasses import replace
+
+from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.repaired_ap import Gain
+from mlc_yolo.evaluation.task_validators import MASK_ENTRIES
 from mlc_yolo.metrics.bootstrap import Difference
 from mlc_yolo.metrics.operating_point import OperatingPoint
 from mlc_yolo.metrics.oracles import Repair
@@ -31,6 +35,11 @@ MISTAKES: dict[Repair, tuple[str, str]] = {
     ),
     Repair.DUPLICATES: ("second detections of an object", "a lower iou= in NMS"),
 }
+#: What a task finds beside boxes -> what places it better.
+PART_CURES = {
+    "masks": "polygons that follow the objects, and a larger imgsz, of a quarter of which masks are made",
+    "keypoints": "labels of a keypoint that always mean the same spot, a larger imgsz, more epochs",
+}
 #: AP that is worth a user's time; where INSIDE cannot reach it, this package's methods cannot help much.
 WORTHWHILE = 1.0
 FEW_IMAGES = 50
@@ -47,7 +56,8 @@ def verdict(diagnosis: Diagnosis) -> list[str]:
     Returns:
         Sentences, the most important first.
     """
-    said = [sentence for sentence in (diagnosis.training, _costliest(diagnosis), _ranking(diagnosis)) if sentence]
+    said = [diagnosis.training] if diagnosis.training else []
+    said += [*_beside_boxes(diagnosis), _costliest(diagnosis), _ranking(diagnosis)]
     said += [sentence for sentence in (_confusion(diagnosis), _small(diagnosis)) if sentence]
     said += [_deployed(diagnosis), *_trust(diagnosis), *_limits(diagnosis)]
     return said
@@ -63,13 +73,59 @@ def interval(value: Difference, digits: int = 1) -> str:
     return f"{value.mean:+.{digits}f} AP [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
+def _beside_boxes(diagnosis: Diagnosis) -> list[str]:
+    """Say whether boxes or what the task finds beside them is the limit, and by what other than IoU is judged."""
+    part, own, behind = diagnosis.part, diagnosis.own, diagnosis.own_behind
+    if diagnosis.seen.records.task == "obb":
+        return [
+            "Oriented boxes: every overlap is probiou, by which Ultralytics judges them; it is kinder than IoU to "
+            "boxes of another shape. What the head states of its edges is not judged, as the sides of a turned box "
+            "lie along axes of their own."
+        ]
+    if part is None or own is None or behind is None:
+        return []
+    sentence = (
+        f"Boxes or {part.many}: AP is {own.ap.mean:.1f} [{own.ap.low:.1f}, {own.ap.high:.1f}] by {part.by} and "
+        f"{diagnosis.ap.mean:.1f} [{diagnosis.ap.low:.1f}, {diagnosis.ap.high:.1f}] by the IoU of boxes. "
+    )
+    if not behind.shown:
+        sentence += "These images do not show that one lies behind the other."
+    elif behind.mean > 0:
+        sentence += (
+            f"{part.many.capitalize()} as right as their boxes would bring {interval(behind)}: the {part.many} are the "
+            f"limit. What helps: {PART_CURES[part.many]}."
+        )
+    else:
+        more = replace(behind, mean=-behind.mean, low=-behind.high, high=-behind.low)
+        sentence += (
+            f"Boxes as right as their {part.many} would bring {interval(more)}: the boxes are the limit, not the "
+            f"{part.many}."
+        )
+    if part.many == "keypoints":
+        sentence += " OKS and IoU are two scales: a small difference means little."
+    said = [sentence]
+    if Repair.INSIDE in own.gains:
+        among = f" of the {MASK_ENTRIES} best boxes of an image" if part.many == "masks" else " that NMS saw"
+        gain = own.gains[Repair.INSIDE].gain
+        said.append(
+            f"Ranking by {part.many}: at most {interval(gain)} to win by keeping each object's best {part.one}{among}."
+        )
+    if diagnosis.seen.unlabelled:
+        said.append(
+            f"Labels: {diagnosis.seen.unlabelled} of {len(diagnosis.seen.records.gt_labels)} objects have no labelled "
+            "keypoint. By keypoints they count as missed, as in Ultralytics' validation."
+        )
+    return said
+
+
 def _costliest(diagnosis: Diagnosis) -> str:
     best, *ties = diagnosis.costliest
     gain = diagnosis.gains[best]
     if not gain.gain.shown:
         return "No kind of mistake is shown to cost anything on these images."
     words, cure = MISTAKES[best]
-    first = f"What costs most: {words}. Without them: {interval(gain.gain)}. What helps: {cure}."
+    by = "" if diagnosis.part is None else " by boxes"
+    first = f"What costs most{by}: {words}. Without them: {interval(gain.gain)}. What helps: {cure}."
     shown = [repair for repair in ties if diagnosis.gains[repair].gain.shown]
     if not shown:
         return first

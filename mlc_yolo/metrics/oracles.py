@@ -43,7 +43,7 @@ from scipy import sparse
 
 from mlc_yolo.metrics.errors import BACKGROUND, rows_by_image
 from mlc_yolo.metrics.lanes import MAX_DETECTIONS, THRESHOLDS, Lanes, mean_over_defined
-from mlc_yolo.metrics.overlaps import of_boxes
+from mlc_yolo.metrics.overlaps import Overlaps, of_boxes
 from mlc_yolo.metrics.records import Records
 
 BoolArray = NDArray[np.bool_]
@@ -128,13 +128,16 @@ class Oracles:
         [0.35, 0.5, 0.5]
     """
 
-    def __init__(self, records: Records, *, reach: NDArray[np.floating] | None = None) -> None:
+    def __init__(
+        self, records: Records, *, reach: NDArray[np.floating] | None = None, overlaps: Overlaps | None = None
+    ) -> None:
         """Match the detections with the objects.
 
         Args:
             records: of one validation, G objects.
             reach: (G,) best IoU, in [0, 1], of each object's candidates of its class before NMS; None where it is not
                 known: INSIDE then changes nothing.
+            overlaps: by what detections and objects are compared; None is what boxes are placed by.
 
         Raises:
             ValueError: `reach` of another length.
@@ -151,7 +154,7 @@ class Oracles:
         self._image, self._label = records.image[self.rows], records.labels[self.rows]
         self._rank = np.empty(len(self.rows), dtype=np.int64)
         self._rank[np.lexsort((self._image, -records.scores[self.rows]))] = np.arange(len(self.rows))
-        self.taken, self._own, self._other = self._match()
+        self.taken, self._own, self._other = self._match(overlaps or of_boxes(records))
         self._faults = [self._name_faults(i) for i in range(len(THRESHOLDS))]
         ones = np.ones(count)
         shape = self._num_classes, len(records.images)
@@ -316,12 +319,13 @@ class Oracles:
             return np.ones(self._count + 1, dtype=bool)
         return np.append(scope.objects, False)
 
-    def _match(self) -> tuple[IntArray, tuple[IntArray, Float64Array], tuple[IntArray, Float64Array]]:
+    def _match(
+        self, overlaps: Overlaps
+    ) -> tuple[IntArray, tuple[IntArray, Float64Array], tuple[IntArray, Float64Array]]:
         """Return what each detection took, (n, 10), and its best object of its own class and of others, with IoU."""
         records, count = self._records, len(self.rows)
         taken = np.full((count, len(THRESHOLDS)), _NONE, dtype=np.int32)
         best = [(np.full(count, _NONE, dtype=np.int32), np.zeros(count)) for _ in range(2)]
-        overlaps = of_boxes(records)
         by_rank = np.argsort(self._rank)
         images = len(records.images)
         detections = [by_rank[rows] for rows in rows_by_image(self._image[by_rank], images)]

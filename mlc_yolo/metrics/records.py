@@ -102,11 +102,16 @@ class Records:
         )
 
     def with_detections(
-        self, image: Int64Array, boxes: Float32Array, scores: Float32Array, labels: Int64Array
+        self,
+        image: Int64Array,
+        boxes: Float32Array,
+        scores: Float32Array,
+        labels: Int64Array,
+        **pairs: NDArray[np.generic],
     ) -> Records:
-        """Return records of the same images and objects with other detections; see the attributes."""
-        none: dict[str, Any] = dict.fromkeys((*_OPTIONAL, *_PAIRS))
-        return replace(self, image=image, boxes=boxes, scores=scores, labels=labels, digest="", **none)
+        """Return records of the same images and objects with other detections, and their pairs; see the attributes."""
+        known: dict[str, Any] = {**dict.fromkeys((*_OPTIONAL, *_PAIRS)), **pairs}
+        return replace(self, image=image, boxes=boxes, scores=scores, labels=labels, digest="", **known)
 
     def similarities(self) -> csr_array:
         """Return the similarity of every detection with every object, (N, G) sparse; 0 where they are no pair.

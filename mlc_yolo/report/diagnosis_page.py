@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mlc_yolo import whole_files
-from mlc_yolo.evaluation.diagnosis import MISTAKES, Diagnosis, Gain
+from mlc_yolo.evaluation.diagnosis import ClassRow, Diagnosis
 from mlc_yolo.evaluation.diagnosis_files import coverage_table
+from mlc_yolo.evaluation.repaired_ap import MISTAKES, Gain, RepairedAP
 from mlc_yolo.evaluation.verdict import verdict
 from mlc_yolo.metrics.coverage import SIDES
 from mlc_yolo.metrics.operating_point import OperatingPoint
@@ -78,6 +80,7 @@ def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -
         "Images": f"{len(records.images):,}",
         "Objects": f"{len(records.gt_labels):,}",
         "AP": f"{diagnosis.ap.mean:.1f} [{diagnosis.ap.low:.1f}, {diagnosis.ap.high:.1f}]",
+        **_own_fact(diagnosis),
         "AP50, AP75": f"{diagnosis.baseline.values['AP50']:.1f}, {diagnosis.baseline.values['AP75']:.1f}",
         "Rank correlation": _number(diagnosis.spearman, 2),
         f"Recall at conf={diagnosis.confidence:g}": _number(point.recall, 2),
@@ -89,13 +92,14 @@ def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -
         verdict=[sentence.partition(": ") for sentence in verdict(diagnosis)],
         ladder=_ladder(diagnosis),
         repairs=[_gain_row(gain, WORDS[repair]) for repair, gain in _by_gain(diagnosis)],
+        own=_own(diagnosis),
         ranking=misranked(diagnosis),
         placing=misplaced(diagnosis),
         confused=f"{diagnosis.gains[Repair.CLASS].gain.mean:+.1f}",
         confusions=[_gain_row(gain, "") for gain in diagnosis.confusions if gain.gain.mean > 0.005],
         sizes=[_size_row(diagnosis, i) for i in range(len(diagnosis.sizes)) if diagnosis.sizes[i].objects],
         classes=[
-            {"name": row.name, "cells": [f"{row.objects:,}", _number(row.ap), _number(row.spearman, 2)]}
+            {"name": row.name, "cells": [f"{row.objects:,}", *_class_aps(row), _number(row.spearman, 2)]}
             for row in sorted(diagnosis.classes, key=lambda row: -row.objects)
         ],
         points=_points(diagnosis),
@@ -105,24 +109,32 @@ def render_diagnosis(diagnosis: Diagnosis, *, model: str = "", data: str = "") -
     )
 
 
-def _by_gain(diagnosis: Diagnosis) -> list[tuple[Repair, Gain]]:
+def _own_fact(diagnosis: Diagnosis) -> dict[str, str]:
+    """Return the AP of masks or keypoints as a fact; nothing where boxes are all there is."""
+    part, own = diagnosis.part, diagnosis.own
+    if part is None or own is None:
+        return {}
+    return {f"AP of {part.many} ({part.by})": f"{own.ap.mean:.1f} [{own.ap.low:.1f}, {own.ap.high:.1f}]"}
+
+
+def _by_gain(measured: RepairedAP) -> list[tuple[Repair, Gain]]:
     """Return the ranking's repairs, then the mistakes', each with the largest gain first."""
-    known = diagnosis.gains
+    known = measured.gains
     order = sorted(known, key=lambda repair: (repair in MISTAKES, -known[repair].gain.mean))
     return [(repair, known[repair]) for repair in order]
 
 
-def _ladder(diagnosis: Diagnosis) -> dict[str, Any]:
-    base = diagnosis.baseline.values["AP"]
+def _ladder(measured: RepairedAP, words: Mapping[Repair, str] = RUNGS) -> dict[str, Any]:
+    base = measured.baseline.values["AP"]
     rungs = [
         Rung(
-            RUNGS[repair],
+            words[repair],
             gain.values["AP"],
             base + gain.gain.low,
             base + gain.gain.high,
             3 if repair is Repair.INSIDE else 2 if repair in MISTAKES else 1,
         )
-        for repair, gain in _by_gain(diagnosis)
+        for repair, gain in _by_gain(measured)
     ]
     said = "; ".join(f"{rung.name} {rung.ap - base:+.1f}" for rung in rungs)
     description = f"AP {base:.1f} as it is. One repair at a time: {said}."
@@ -132,6 +144,20 @@ def _ladder(diagnosis: Diagnosis) -> dict[str, Any]:
         "better ranked. Blue is what perfect scores would reach, which no training does."
     )
     return {"svg": ladder_chart(base, rungs, description=description), "caption": caption}
+
+
+def _own(diagnosis: Diagnosis) -> dict[str, Any] | None:
+    """Return the ladder of masks or keypoints; None where boxes are all there is."""
+    part, own = diagnosis.part, diagnosis.own
+    if part is None or own is None:
+        return None
+    rungs = {repair: words.replace("boxes", part.many).replace("box", part.one) for repair, words in RUNGS.items()}
+    rows = [_gain_row(gain, "") for _, gain in _by_gain(own)]
+    return {"part": part.many, "by": part.by, "ladder": _ladder(own, rungs), "rows": rows}
+
+
+def _class_aps(row: ClassRow) -> list[str]:
+    return [_number(row.ap)] if row.own_ap is None else [_number(row.ap), _number(row.own_ap)]
 
 
 def _gain_row(gain: Gain, words: str) -> dict[str, Any]:
