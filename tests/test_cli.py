@@ -184,7 +184,7 @@ def test_version_is_printed(word: str, capsys: pytest.CaptureFixture[str]) -> No
         (["diagnose", "model=yolo11n.yaml", "data=nowhere.yaml"], "nowhere.yaml"),
         (["diagnose", "model=yolo11n.yaml", "data=demo.yaml", "conf=2"], "conf=2 must be a score threshold"),
         (["diagnose", "model=yolo11n.yaml", "data=demo.yaml", "report=maybe"], "report=maybe must be True or False"),
-        (["diagnose", "model=yolo11n-seg.yaml", "data=demo.yaml"], "this is a segment model"),
+        (["diagnose", "model=yolo11n-cls.yaml", "data=demo.yaml"], "is a classify model, which finds no boxes"),
         (["diagnsoe"], "Did you mean 'diagnose'"),
         (["convert", "source=nowhere", "output=there"], "nowhere does not exist"),
         (["convert", "source=nowhere", "output=there", "link=maybe"], "True or False"),

@@ -87,7 +87,7 @@ class DiagnosingValidator(RecordingValidator):
     def get_stats(self) -> dict[str, Any]:
         """Return the metrics as upstream does; put the observations together first."""
         order = self.image_order()
-        objects = self.metrics.stats["coco_objects"]  # which upstream drops
+        objects = list(self.metrics.stats["coco_objects"])  # which upstream drops
         metrics: dict[str, Any] = super().get_stats()
         records = self.records
         assert records is not None
