@@ -412,7 +412,8 @@ def test_failed_runs_of_a_comparison_end_with_one_and_without_a_traceback(
 def test_a_task_that_the_model_yaml_does_not_build_is_one_line(
     mode: str, task: str, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main([mode, task, f"model={model}"]) == 2
+    needed = ["data=demo.yaml"] if "data" in MODES[mode].required else []
+    assert cli.main([mode, task, f"model={model}", *needed]) == 2
     assert f"model={model} builds a" in capsys.readouterr().err
 
 

@@ -63,18 +63,36 @@ class Pair(NamedTuple):
 
 _CELLS, _CARDS, _BOARDS = "bccd-416/data.yaml", "cards6-416/data.yaml", "deeppcb-320/data.yaml"
 SUMMARY = (
-    Pair("YOLO11n from scratch, blood cells", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_mlc_iou", "MLC"),
-    Pair("the same", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_teacher", "a teacher"),
-    Pair("YOLOv8n fine-tuned, playing cards", "yolov8n_from_int8", _CARDS, 12, "yolo_stock", "yolo_mlc_iou", "MLC"),
+    Pair("YOLO11n from scratch, blood cells", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_nbs16", "`nbs=16`"),
     Pair(
         "YOLOv8n fine-tuned, circuit boards, 4 epochs",
         "yolov8n",
         _BOARDS,
         4,
         "yolo_tuned_stock",
-        "yolo_tuned_product",
-        "predicted IoU",
+        "yolo_tuned_nbs16",
+        "`nbs=16`",
     ),
+    Pair(
+        "YOLO11n from scratch, blood cells, `nbs=16`",
+        "yolo11n",
+        _CELLS,
+        30,
+        "yolo_nbs16",
+        "yolo_nbs16_mlc",
+        "mlc alone",
+    ),
+    Pair(
+        "YOLOv8n fine-tuned, playing cards, `nbs=16`",
+        "yolov8n",
+        _CARDS,
+        15,
+        "yolo_tuned_nbs16",
+        "yolo_tuned_nbs16_mlc",
+        "mlc alone",
+    ),
+    Pair("YOLO11n from scratch, blood cells, few steps", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_mlc_iou", "MLC"),
+    Pair("the same", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_teacher", "a teacher"),
     Pair(
         "FCOS without centerness, blood cells",
         "fcos-r18w128",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from markupsafe import Markup
@@ -40,6 +41,19 @@ class Example:
     tall: bool
 
 
+class _Box(NamedTuple):
+    """A box to draw: (4,) the upright one around it, and an oriented one as it lies, (5,)."""
+
+    upright: NDArray[np.float32]
+    turned: NDArray[np.float32] | None
+
+    def drawn(self, corner: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what is drawn, seen from the upper left corner (2,) of what is shown."""
+        if self.turned is None:
+            return self.upright - np.tile(corner, 2)
+        return np.concatenate((self.turned[:2] - corner, self.turned[2:]))
+
+
 def misranked(diagnosis: Diagnosis, *, count: int = MOST) -> list[Example]:
     """Return the objects whose kept box sits worst against the best candidate that lost, the largest gap first."""
     candidates = diagnosis.seen.candidates
@@ -52,10 +66,15 @@ def misranked(diagnosis: Diagnosis, *, count: int = MOST) -> list[Example]:
     for row in np.argsort(-gap, kind="stable"):
         if len(examples) == count or gap[row] < GAP:
             break
-        score = float(diagnosis.seen.records.scores[diagnosis.oracles.rows[kept[row]]])
+        detection = diagnosis.oracles.rows[kept[row]]
+        score = float(diagnosis.seen.records.scores[detection])
         boxes = [
-            (diagnosis.seen.records.boxes[diagnosis.oracles.rows[kept[row]]], f"kept {iou[row]:.2f}", "wrong"),
-            (candidates[row, :4], f"lost {candidates[row, IOU]:.2f}", "correct"),
+            (_detection(diagnosis, detection), f"kept {iou[row]:.2f}", "wrong"),
+            (
+                _Box(candidates[row, :4], _turned(diagnosis, "candidates", row)),
+                f"lost {candidates[row, IOU]:.2f}",
+                "correct",
+            ),
         ]
         caption = (
             f"kept: IoU {iou[row]:.2f}, score {score:.2f}; lost: IoU {candidates[row, IOU]:.2f}, "
@@ -78,7 +97,7 @@ def misplaced(diagnosis: Diagnosis, *, count: int = MOST) -> list[Example]:
             break
         if int(target[row]) not in shown:
             shown.add(int(target[row]))
-            box = diagnosis.seen.records.boxes[diagnosis.oracles.rows[row]]
+            box = _detection(diagnosis, diagnosis.oracles.rows[row])
             said = f"IoU {own_iou[row]:.2f}, score {scores[row]:.2f}"
             examples.append(_example(diagnosis, int(target[row]), [(box, f"{own_iou[row]:.2f}", "wrong")], said))
     return [example for example in examples if example]
@@ -93,23 +112,35 @@ def _kept(diagnosis: Diagnosis) -> tuple[NDArray[np.int64], NDArray[np.float64]]
     return kept, kept_iou
 
 
-def _example(
-    diagnosis: Diagnosis, row: int, boxes: list[tuple[NDArray[np.float32], str, str]], caption: str
-) -> Example | None:
+def _turned(diagnosis: Diagnosis, part: str, row: int) -> NDArray[np.float32] | None:
+    """Return an oriented box as it lies, (5,); None of other tasks."""
+    turned = diagnosis.seen.turned
+    return None if turned is None else getattr(turned, part)[row]
+
+
+def _detection(diagnosis: Diagnosis, row: int) -> _Box:
+    return _Box(diagnosis.seen.records.boxes[row], _turned(diagnosis, "detections", row))
+
+
+def _example(diagnosis: Diagnosis, row: int, boxes: list[tuple[_Box, str, str]], caption: str) -> Example | None:
     """Return an object with boxes and their captions and classes; None where the photograph is gone."""
     records = diagnosis.seen.records
     image = int(records.gt_image[row])
     path, (height, width) = records.images[image], (int(v) for v in records.sizes[image])
-    gt_box = records.gt_boxes[row]
-    region = _around(gt_box, width, height)
+    gt_box = _Box(records.gt_boxes[row], _turned(diagnosis, "objects", row))
+    region = _around(gt_box.upright, width, height)
     photograph = photograph_of(path, region)
     if not photograph:
         return None
-    shift = np.array([*region[:2], *region[:2]], dtype=np.float32)
+    corner = np.array(region[:2], dtype=np.float32)
     across, down = region[2] - region[0], region[3] - region[1]
     size = across / 18
-    drawn = [box_markup(gt_box - shift, "object"), *(box_markup(box - shift, style) for box, _, style in boxes)]
-    texts = caption_markup([(box - shift, text, style) for box, text, style in boxes], across, size)
+    drawn = [
+        box_markup(box.drawn(corner), style) for box, style in ((gt_box, "object"), *((b, s) for b, _, s in boxes))
+    ]
+    texts = caption_markup(
+        [(box.upright - np.tile(corner, 2), text, style) for box, text, style in boxes], across, size
+    )
     parts = [*drawn, Markup(f'<g font-size="{size:.1f}">'), *texts, Markup("</g>")]
     overlay = Markup(f'<svg viewBox="0 0 {across} {down}" aria-hidden="true">{Markup("").join(parts)}</svg>')
     name = records.names.get(int(records.gt_labels[row]), "")

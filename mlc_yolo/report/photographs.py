@@ -56,9 +56,20 @@ def _read(path: str) -> NDArray[np.uint8] | None:
 
 
 def box_markup(box: NDArray[np.floating], class_: str) -> Markup:
-    """Return a box (4,), in px of the image, as SVG of that class of the style sheet."""
-    x1, y1, x2, y2 = (float(v) for v in box)
-    place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(0.0, x2 - x1):.1f}" height="{max(0.0, y2 - y1):.1f}"'
+    """Return a box, in px of the image, as SVG of that class of the style sheet.
+
+    Args:
+        box: (4,) xyxy, or (5,) of an oriented one: centre, width, height, and its angle in radians.
+        class_: of the style sheet.
+    """
+    values = [float(v) for v in box]
+    turn = ""
+    if len(values) == 5:
+        x, y, across, down, angle = values
+        turn = f' transform="rotate({np.degrees(angle):.1f} {x:.1f} {y:.1f})"'
+        values = [x - across / 2, y - down / 2, x + across / 2, y + down / 2]
+    x1, y1, x2, y2 = values
+    place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(0.0, x2 - x1):.1f}" height="{max(0.0, y2 - y1):.1f}"{turn}'
     return Markup(f'<rect {place} class="halo {class_}"/><rect {place} class="{class_}"/>')
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +77,7 @@ def test_the_command_diagnoses_every_task_by_its_own_measure_too(
     page = (place / "report.html").read_text()
     if task == "obb":
         assert held["own"] is None and "And to the" not in page
+        assert set(re.findall(r'transform="rotate\(([-\d.]+) ', page)) - {"0.0"}, "boxes are drawn as they lie"
         assert "every overlap is probiou" in said and "its edges is not judged" in said
         return
     assert held["own"]["part"] == PARTS[task]
