@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 from nets import SMALL, SMALL_NETS, enliven
-from ultralytics.nn.tasks import OBBModel, PoseModel, SegmentationModel, yaml_model_load
+from ultralytics.nn.tasks import DetectionModel, OBBModel, PoseModel, SegmentationModel, yaml_model_load
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 HEADS: dict[str, tuple[str, list[Any]]] = {
@@ -47,11 +47,16 @@ def write_lively(folder: Path, task: str, family: int) -> Path:
     enliven(model, torch.rand(2, 3, 64, 64))
     for layers in getattr(model.model[-1], "one2one_cv2", None) or ():
         layers[-1].bias.data += 2  # distances in strides, or few boxes would meet an object
+    write_checkpoint(model, task, file)
+    return file
+
+
+def write_checkpoint(model: DetectionModel, task: str, file: Path) -> None:
+    """Write a model of two classes as a finished training leaves it."""
     model.names, model.task, model.args = {0: "a", 1: "b"}, task, {**DEFAULT_CFG_DICT, "task": task}
     if task == "pose":
         model.kpt_shape = model.yaml["kpt_shape"]  # trained models have it; some upstream versions' new ones do not
     torch.save({"model": model, "train_args": {"task": task}}, file)
-    return file
 
 
 def write_set(folder: Path, task: str) -> Path:

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import torch
 from nets import enliven
-from task_sets import HEADS, MODELS, write_lively, write_net, write_set
+from task_sets import HEADS, MODELS, write_checkpoint, write_lively, write_net, write_set
 from ultralytics.nn.tasks import yaml_model_load
-from ultralytics.utils import DEFAULT_CFG_DICT
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.checkpoints.marker import write_marker
@@ -35,9 +34,9 @@ def _with_channel(folder: Path, task: str) -> Path:
     add_iou_channel(model.model[-1])
     enliven(model, torch.rand(2, 3, 64, 64))
     write_marker(model, iou_head=True)
-    model.names, model.task, model.args = {0: "a", 1: "b"}, task, {**DEFAULT_CFG_DICT, "task": task}
-    torch.save({"model": model, "train_args": {"task": task}}, folder / f"aware-{task}.pt")
-    return folder / f"aware-{task}.pt"
+    file = folder / f"aware-{task}.pt"
+    write_checkpoint(model, task, file)
+    return file
 
 
 def _ious(model: MLCYOLO, image: np.ndarray, scores: torch.Tensor) -> torch.Tensor:
