@@ -11,6 +11,7 @@
 | `resume_training` runs in every start, the average made | semi: its decay |
 | `_load_checkpoint_state` is how a run resumes and recovers: model loaded before, new average within | semi, trainer |
 | `_get_warmup_iterations(batches)` is the warm-up's length in batches | trainer: `warmup_iters`; optimizer steps |
+| `accumulate` is the batches a step, before the warm-up changes it | optimizer steps |
 | `_close_dataloader_mosaic` is what ends the mosaic, by the data set's `close_mosaic` | trainer: `augmentation=ssd` |
 | `ModelEMA.enabled` holds the average still; `decay` is an attribute, called with the updates | trainer, semi |
 | `ModelEMA` copies the model with its criterion, whose functions stay the same ones | semi |

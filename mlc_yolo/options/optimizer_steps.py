@@ -43,8 +43,7 @@ def describe_steps(trainer: Any) -> str | None:
     Args:
         trainer: upstream's trainer at the start of its first epoch.
     """
-    batch, nbs = trainer.batch_size, trainer.args.nbs
-    gathered = max(round(nbs / batch), 1)
+    batch, nbs, gathered = trainer.batch_size, trainer.args.nbs, trainer.accumulate
     if gathered == 1 or trainer.args.time:
         return None
     batches = len(trainer.train_loader) * trainer.epochs

@@ -62,6 +62,7 @@ def test_steps_are_counted_as_one_by_one(batches: int, warmup: int, gathered: in
 def _trainer(*, batches: int = 20, epochs: int = 10, batch: int = 16, nbs: int = 64, time: float | None = None) -> Any:
     return SimpleNamespace(
         batch_size=batch,
+        accumulate=max(round(nbs / batch), 1),
         epochs=epochs,
         train_loader=range(batches),
         args=SimpleNamespace(nbs=nbs, time=time),
