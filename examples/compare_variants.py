@@ -16,7 +16,7 @@ from mlc_yolo.report import write_report
 
 def main(data: str, weights: str, **arguments: Any) -> str:
     """Write a page beside the runs; return its path, and what can be said of AP, a line per variant."""
-    asked = {"assigner": ["tal", "mlc"], "seed": [0, 1, 2], "epochs": 50, **arguments}
+    asked = {"assigner": ["tal", "mlc"], "seed": [0, 1, 2], "nbs": 16, "epochs": 50, **arguments}
     comparison = compare(model=weights, data=data, **asked)
     page = write_report(comparison, comparison.folder / "report.html")
     rows = [row for row in comparison.differences if row["metric"] == "AP"]

@@ -168,7 +168,7 @@ class MLCYOLO(OpenedYOLO):
             **kwargs: upstream's validation arguments and the options of `cfg/mlc.yaml`.
 
         Returns:
-            The metrics object.
+            Upstream's metrics, such as `box.map` in [0, 1], and `spearman` and `spearman_pooled` in [-1, 1] or nan.
         """
         provide_fonts()
         chosen = validator or self._smart_load("validator")
@@ -214,7 +214,12 @@ class MLCYOLO(OpenedYOLO):
         LOGGER.info(f"{file} now multiplies the standard deviations of its boxes by {scale:.3f}")
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
-        """Predict as upstream does; `rescore=False` ranks by the class score alone, `resize` overrules the model's."""
+        """Predict as upstream does; `rescore=False` ranks by the class score alone, `resize` overrules the model's.
+
+        Returns:
+            Upstream's results. Of detection, `boxes.sigma` (N, 4) is the standard deviation of left, top, right and
+            bottom in px of the image, `boxes.iou` (N,) the predicted IoU in [0, 1]; nan where the head knows none.
+        """
         arguments = self._prepared(kwargs)
         if predictor is None and self.task in PREDICTORS:
             every = arguments.ours
@@ -225,7 +230,17 @@ class MLCYOLO(OpenedYOLO):
         return super().predict(source=source, stream=stream, predictor=predictor, **arguments.stock)
 
     def diagnose(self, **kwargs: Any) -> Diagnosis:
-        """Measure what limits this detector; see `evaluation.diagnose.diagnose` for arguments, result and errors."""
+        """Measure what limits this detector, by one validation.
+
+        Args:
+            **kwargs: arguments of `val`; `conf` is the score threshold it is deployed with, in [0, 1], default 0.25.
+
+        Returns:
+            The diagnosis, which prints as a table with a verdict; `folder` says where its files are.
+
+        Raises:
+            ValueError: a task without boxes, a threshold out of its domain, data without objects or of other classes.
+        """
         return diagnose(self, **kwargs)
 
     def export(self, *, placement: bool = False, **kwargs: Any) -> str:

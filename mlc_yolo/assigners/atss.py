@@ -27,13 +27,13 @@ MARGIN = 0.01
 
 
 class ATSS(StaticAssigner):
-    """Assign both tasks alike, by a threshold each object sets itself."""
+    """Assign both tasks alike, by a threshold each object sets itself (ATSS, CVPR 2020, algorithm 1)."""
 
     def __init__(self, *, topk: int = 9) -> None:
         """Set the assigner up.
 
         Args:
-            topk: cells per level and object whose anchors are candidates.
+            topk: cells per level and object whose anchors are candidates, >= 1.
         """
         self.topk = topk
 

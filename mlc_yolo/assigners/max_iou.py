@@ -19,7 +19,7 @@ from mlc_yolo.priors import Priors
 
 
 class MaxIoU(StaticAssigner):
-    """Assign both tasks alike, by the IoU of prior and object."""
+    """Assign both tasks alike, by the IoU of prior and object (RetinaNet, ICCV 2017)."""
 
     def __init__(self, *, positive_iou: float = 0.5, negative_iou: float = 0.4, low_quality: bool = True) -> None:
         """Set the assigner up.

@@ -34,7 +34,7 @@ from mlc_yolo.priors import Priors
 
 
 class MutualGuidance:
-    """Assign each task by the quality of the other's predictions."""
+    """Assign each task by the quality of the other's predictions (Mutual Guidance, ACCV 2020)."""
 
     def __init__(
         self,

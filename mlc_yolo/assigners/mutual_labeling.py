@@ -45,7 +45,7 @@ class Baseline(Protocol):
 
 
 class MutualLabeling:
-    """Re-label a baseline's candidates for each task by the other's quality."""
+    """Re-label a baseline's candidates for each task by the other's quality (MLC, ICME 2021, section 3.1)."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ from mlc_yolo.priors import Priors
 
 
 class PointInBox(StaticAssigner):
-    """Assign both tasks alike, by where the anchor point lies."""
+    """Assign both tasks alike, by where the anchor point lies (FCOS, ICCV 2019)."""
 
     def __init__(self, *, levels: Literal["range", "all"] = "range") -> None:
         """Set the assigner up.

@@ -78,15 +78,15 @@ class AlignedClaims(Claims):
 
 
 class TaskAligned:
-    """Assign both tasks alike, by the alignment of what the anchor predicts."""
+    """Assign both tasks alike, by class score and CIoU together (TOOD, ICCV 2021, as Ultralytics has it)."""
 
     def __init__(self, *, topk: int = 10, alpha: float = 0.5, beta: float = 6.0) -> None:
         """Set the assigner up.
 
         Args:
-            topk: positives an object may claim.
-            alpha: exponent of the class score.
-            beta: exponent of the CIoU.
+            topk: positives an object may claim, >= 1.
+            alpha: exponent of the class score, > 0.
+            beta: exponent of the CIoU, > 0.
         """
         self.topk = topk
         self.alpha = alpha
