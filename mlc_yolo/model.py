@@ -30,6 +30,7 @@ from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.task_predictors import PREDICTORS
 from mlc_yolo.evaluation.task_validators import TASK_VALIDATORS
 from mlc_yolo.evaluation.validator import MLCValidator
+from mlc_yolo.faults import UsageError
 from mlc_yolo.heads.iou_aware import rank_by_iou, set_rescore
 from mlc_yolo.metrics.coverage import Coverage
 from mlc_yolo.opening import OpenedYOLO
@@ -187,9 +188,7 @@ class MLCYOLO(OpenedYOLO):
                 asked["data"] = resolve_data(None)
         calibrate = arguments.ours["calibrate"] and self.task == "detect"
         if calibrate and not (isinstance(self.model, torch.nn.Module) and self.ckpt_path):
-            raise ValueError(
-                f"calibrate=True writes to a checkpoint, but '{self.model_name}' is not one: give a .pt file"
-            )
+            raise ValueError(f"calibrate=True writes to a checkpoint: give a .pt file, not '{self.model_name}'")
         metrics = super().val(chosen, **asked)
         if calibrate:
             self._calibrate(getattr(metrics, "coverage", None))
@@ -199,10 +198,10 @@ class MLCYOLO(OpenedYOLO):
         """Store the factor that calibrates the standard deviations of boxes, in this model and in its checkpoint.
 
         Raises:
-            ValueError: the head predicts no distributions, or no detection matched an object.
+            UsageError: the head predicts no distributions, or no detection matched an object.
         """
         if measured is None or not measured.count:
-            raise ValueError(
+            raise UsageError(
                 "calibrate=True found no detection with standard deviations of its sides: it needs labelled data "
                 "and a YOLO that predicts distributions (v8, 11, 12), without augment=True"
             )

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import ultralytics  # its log keeps the stdout of its first import, which must not be that of one test
-from nets import SMALL
+from nets import SMALL, SMALL26
 
 from mlc_yolo import __version__, cli, guide
 from mlc_yolo.model import MLCYOLO
@@ -207,6 +207,29 @@ def test_a_refused_request_leaves_no_empty_folder(mode: str, run_dir: Path) -> N
     (run_dir / "mine").mkdir()
     assert cli.main([*words, "data=nowhere.yaml", "name=mine", "exist_ok=True"]) == 2
     assert (run_dir / "mine").is_dir()  # it was there before
+
+
+@pytest.mark.parametrize(("net", "option"), [(SMALL, "sort=iou"), (SMALL26, "vote=True")])
+def test_what_a_models_outputs_do_not_allow_is_a_line_and_no_file_in_prediction(
+    net: str, option: str, tiny_data: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tiny_data.parent / "images" / "val"
+    end = ["nms=False"] if net == SMALL26 else []
+    assert (
+        cli.main(["predict", f"model={net}", f"source={source}", "imgsz=64", f"project={run_dir}", option, *end]) == 2
+    )
+    shown = capsys.readouterr().err
+    assert f"mlc-yolo: {option} " in shown and "Traceback" not in shown
+    assert list(run_dir.iterdir()) == []
+
+
+def test_a_calibration_without_detections_is_a_line(
+    tiny_data: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MLCYOLO(SMALL).save(run_dir / "untrained.pt")
+    words = ["val", f"model={run_dir / 'untrained.pt'}", f"data={tiny_data}", "imgsz=64", f"project={run_dir}"]
+    assert cli.main([*words, "calibrate=True", "conf=0.9", "plots=False", "workers=0"]) == 2
+    assert "mlc-yolo: calibrate=True found no detection" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named_with_what_to_do(

@@ -23,6 +23,7 @@ from ultralytics.utils.ops import xywh2xyxy
 
 from mlc_yolo.checkpoints.sigma_scale import sigma_scale
 from mlc_yolo.evaluation.postprocess import detections_with_anchors, native
+from mlc_yolo.faults import UsageError
 from mlc_yolo.heads.dense import DenseDetect
 from mlc_yolo.heads.iou_aware import IoUAwareDetect
 from mlc_yolo.heads.placed import IOU, SIGMAS
@@ -62,11 +63,11 @@ class Placing:
             augment: whether it predicts several views of an image.
 
         Raises:
-            ValueError: a choice by the predicted IoU that is not known, or a vote where nothing competes.
+            UsageError: a choice by the predicted IoU that is not known, or a vote where nothing competes.
         """
         ends = bool(getattr(model, "end2end", False))
         if self.vote and ends:
-            raise ValueError(
+            raise UsageError(
                 "vote=True uses the boxes that NMS suppresses, but this model has no NMS: give end2end=False, or "
                 "leave vote out"
             )
@@ -74,7 +75,7 @@ class Placing:
         if (self.min_iou > 0 or self.by_iou) and (ends or augment or not known):
             asked = f"min_iou={self.min_iou:g}" if self.min_iou > 0 else "sort=iou"
             why = "with augment=True" if augment else "without NMS" if ends else "of this model"
-            raise ValueError(
+            raise UsageError(
                 f"{asked} needs the predicted IoU, which is not available {why}: use a checkpoint trained with the "
                 "IoU channel, or its export with placement=True, with NMS and without augment=True"
             )
@@ -194,13 +195,13 @@ def placed_detections(
         anchors: B int64 tensors (n,): which of the A each box is.
 
     Raises:
-        ValueError: a vote on final boxes, as an export with NMS inside gives them.
+        UsageError: a vote on final boxes, as an export with NMS inside gives them.
     """
     dense: Tensor = prediction[0] if isinstance(prediction, list | tuple) else prediction
     polls: list[_Poll] = []
     if placing.vote:
         if options.get("end2end") or dense.shape[-1] == 6:  # the test upstream's NMS applies
-            raise ValueError("vote=True needs the boxes that NMS suppresses: export the model without nms=True")
+            raise UsageError("vote=True needs the boxes that NMS suppresses: export the model without nms=True")
         polls = [_Poll(image, i, extras, placement, options) for i, image in enumerate(dense)]  # before NMS alters them
     rows, anchors = detections_with_anchors(prediction, extras, **options)
     for i, anchor in enumerate(anchors):

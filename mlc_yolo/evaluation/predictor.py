@@ -59,13 +59,15 @@ class MLCPredictor(DetectionPredictor):
         """Set the model up as upstream does, and read from it how images are resized.
 
         Raises:
-            ValueError: a checkpoint, given by its path, is not data alone.
+            ValueError: a checkpoint, given by its path, is not data alone, or the model's outputs do not allow what is
+                to follow NMS.
         """
         provide_fonts()
         source = model or self.args.model
         if isinstance(source, str | Path):
             safe_load.check(source, trust=self.trust)
         super().setup_model(model, verbose)
+        self.placing.check(self.model, augment=bool(self.args.augment))
         self.warp = wants_warp(self.resize, native(self.model))
 
     def pre_transform(self, im: list[np.ndarray]) -> list[np.ndarray]:
@@ -83,7 +85,7 @@ class MLCPredictor(DetectionPredictor):
 
     def postprocess(self, preds: Any, img: Tensor, orig_imgs: Any, **kwargs: Any) -> list[Any]:
         """Turn the model's output into `Results`, an image each."""
-        self.placing.check(self.model, augment=bool(self.args.augment))
+        self.placing.check(self.model, augment=bool(self.args.augment))  # a predictor lives on with other arguments
         placement = self._placement(preds)
         rows, anchors = placed_detections(
             placement.dense,
