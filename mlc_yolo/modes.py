@@ -45,6 +45,17 @@ class Session:
             self.model.add_callback(step, begin_work)
         return self.model
 
+    def warn_of_idle(self, mode: str, arguments: Mapping[str, Any]) -> None:
+        """Name the options that do nothing in a mode; other tasks' models refuse most of them by name."""
+        from ultralytics.utils import LOGGER
+
+        from mlc_yolo.options.idle import idle_in_mode
+        from mlc_yolo.options.of_tasks import FOR_INFERENCE
+
+        takes = arguments if self.model.task == "detect" else {n: v for n, v in arguments.items() if n in FOR_INFERENCE}
+        if idle := idle_in_mode(mode, takes):
+            LOGGER.warning(idle)
+
     def announce(self, arguments: Mapping[str, Any], name: str) -> None:
         """Say where the files of a run will go, before anything else is logged.
 
@@ -114,6 +125,7 @@ def _method(session: Session, mode: str, arguments: dict[str, Any]) -> None:
     model = session.open(_model_name(arguments), arguments)
     if mode in {"train", "val", "tune"}:
         session.announce(arguments, mode)
+    session.warn_of_idle(mode, arguments)
     getattr(model, mode)(**arguments)
 
 
@@ -128,6 +140,7 @@ def _stream(session: Session, mode: str, arguments: dict[str, Any]) -> None:
     if "source" not in arguments:
         arguments["source"] = ASSETS
         LOGGER.warning(f"'source' argument is missing. Using default 'source={ASSETS}'.")
+    session.warn_of_idle(mode, arguments)
     # Upstream takes any program whose name ends in "yolo" for its own: then all is done when this returns None.
     for _ in getattr(model, mode)(**arguments, stream=True) or ():
         pass
@@ -139,6 +152,7 @@ def _diagnose(session: Session, mode: str, arguments: dict[str, Any]) -> None:
     name, report = arguments.pop("model"), _report(arguments)
     model = session.open(name, arguments)
     session.announce(arguments, mode)
+    session.warn_of_idle(mode, arguments)
     diagnosis = model.diagnose(**arguments)
     if report:
         from mlc_yolo.report import write_diagnosis

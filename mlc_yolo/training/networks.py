@@ -16,10 +16,11 @@ from mlc_yolo.detectors.model import DetectorModel
 from mlc_yolo.detectors.weights import is_torchvision, start_from
 from mlc_yolo.heads.iou_aware import NEUTRAL_BIAS, PAPER_BIAS, add_iou_channel, has_room, rank_by_iou, set_rescore
 from mlc_yolo.options.arguments import Arguments
+from mlc_yolo.options.idle import without_own
 from mlc_yolo.options.specification import changed
 
-#: Options that train a YOLO's IoU channel.
-_OF_CHANNEL = ("iou_gain", "iou_warmup")
+#: Options that train a YOLO's IoU channel, or use it.
+_OF_CHANNEL = ("iou_training", "iou_gain", "iou_warmup", "rescore")
 
 
 def build_yolo(
@@ -62,7 +63,7 @@ def build_yolo(
             LOGGER.info(f"{type(head).__name__} has no place for the weights' IoU channel: training without it")
     if wanted:
         add_iou_channel(head, bias=NEUTRAL_BIAS if ours["iou_training"] == "product" else PAPER_BIAS)
-    elif verbose and (idle := changed(ours, *_OF_CHANNEL)):
+    elif verbose and (idle := changed(without_own(ours, None), *_OF_CHANNEL)):
         LOGGER.warning(f"{', '.join(idle)}: no effect without a predicted-IoU channel. Add one with iou_head=True")
     _set_ranking(model, ours)
     write_marker(model, iou_head=wanted, **_facts(ours, weights))

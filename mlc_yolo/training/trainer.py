@@ -26,6 +26,7 @@ from mlc_yolo.detectors.weights import is_torchvision
 from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.options import specification as options
 from mlc_yolo.options.arguments import Arguments, of_checkpoint
+from mlc_yolo.options.idle import idle_in_training
 from mlc_yolo.options.optimizer_steps import describe_steps
 from mlc_yolo.training.criteria import build_criterion
 from mlc_yolo.training.detector_criterion import DetectorLoss
@@ -206,8 +207,12 @@ class MLCTrainer(DurableTrainer):
                 self._look_at(self.model)
             ckpt = super().setup_model()
         model = _trained(unwrap_model(self.model))
-        self.arguments = self.arguments.for_model(model.kind if isinstance(model, DetectorModel) else None)
+        detector = model.kind if isinstance(model, DetectorModel) else None
+        self.arguments = self.arguments.for_model(detector)
         vars(self.args).update(self.arguments.ours)  # what a checkpoint says of its run
+        if RANK in {-1, 0} and not self.resume:
+            for idle in idle_in_training(self.arguments.ours, self.epochs, detector=detector):
+                LOGGER.warning(idle)
         if isinstance(self.model, DetectorModel):
             asked = self.args.freeze
             layers = list(asked) if isinstance(asked, list) else list(range(asked or 0))

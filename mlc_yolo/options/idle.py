@@ -1,0 +1,87 @@
+"""Options that were asked for and do nothing, said once: of another mode, or beside others that leave them out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mlc_yolo.options.specification import OWN, changed, warmup_length
+
+_AFTER_NMS = ("vote", "vote_iou", "vote_sigma", "min_iou", "sort")
+_RANKED = ("rescore", "nms_by", "trust")
+_JUDGED = (*_RANKED, *_AFTER_NMS, "resize", "coco_eval", "voc_eval", "calibrate")
+_SHOWN = (*_RANKED, *_AFTER_NMS, "resize", "show_sigma")
+
+#: Mode -> the options that do something there, of the modes that use a finished model.
+OF_MODE: dict[str, tuple[str, ...]] = {
+    **{"val": _JUDGED, "diagnose": _JUDGED, "predict": _SHOWN, "track": _SHOWN, "export": _RANKED},
+}
+
+
+def idle_in_mode(mode: str, asked: Mapping[str, Any]) -> str | None:
+    """Say which options a mode passes over.
+
+    Args:
+        mode: of the command line; one that trains takes every option.
+        asked: arguments of the call; ours may be among them.
+
+    Returns:
+        A sentence; None if nothing that was changed is passed over.
+
+    Example:
+        >>> idle_in_mode("export", {"vote": True, "rescore": False, "imgsz": 64})
+        'vote: no effect in export'
+        >>> idle_in_mode("predict", {"vote": True}) is None
+        True
+    """
+    if mode not in OF_MODE:
+        return None
+    votes = [] if asked.get("vote") else ["vote_iou", "vote_sigma"]
+    idle = [name for name in changed(asked, "") if name not in OF_MODE[mode] or name in votes]
+    if not idle:
+        return None
+    hint = ". rescore=False ranks without the channel" if "iou_head" in idle else ""
+    without = " without vote=True" if set(idle) <= set(votes) else ""
+    return f"{', '.join(idle)}: no effect in {mode}{without}{hint}"
+
+
+def without_own(ours: Mapping[str, Any], detector: str | None) -> dict[str, Any]:
+    """Return settled options but for those that have the value which an empty one means for the model.
+
+    Args:
+        ours: options by name.
+        detector: kind of a ported detector; None is YOLO.
+    """
+    return {name: value for name, value in ours.items() if name not in OWN[detector] or value != OWN[detector][name]}
+
+
+def idle_in_training(ours: Mapping[str, Any], epochs: int, *, detector: str | None = None) -> list[str]:
+    """Say which options of a training do nothing beside the others.
+
+    Args:
+        ours: options, complete and settled for the model.
+        epochs: length of the run.
+        detector: kind of a ported detector; None is YOLO.
+
+    Returns:
+        Sentences, none if every option that was changed acts.
+
+    Example:
+        >>> from mlc_yolo.options.specification import defaults, settle
+        >>> idle_in_training(settle({**defaults(), "assigner": "mlc", "mlc_tasks": "cls", "mg_sigma": 3}), 10)
+        ['mg_sigma: no effect with assigner=mlc, but with assigner=mutual_guidance']
+    """
+    assigner, asked = ours["assigner"], without_own(ours, detector)
+    idle = []
+    for start, owner in (("mlc_", "mlc"), ("mg_", "mutual_guidance")):
+        if assigner != owner and (names := changed(asked, start)):
+            idle.append(f"{', '.join(names)}: no effect with assigner={assigner}, but with assigner={owner}")
+    if changed(asked, "assigner_base") and not warmup_length(ours["assigner_warmup"], assigner, epochs):
+        idle.append("assigner_base: no effect without a warm-up. Give its length with assigner_warmup=0.4")
+    if ours["assigner_warmup"] and assigner == ours["assigner_base"]:
+        idle.append(f"assigner_warmup: no effect, as assigner and assigner_base are both {assigner}")
+    if not ours["vote"] and (names := changed(asked, "vote_")):
+        idle.append(f"{', '.join(names)}: no effect without vote=True")
+    if names := changed(asked, "show_sigma", "calibrate"):
+        idle.append(f"{', '.join(names)}: no effect in a training")
+    return idle
