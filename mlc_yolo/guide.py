@@ -109,7 +109,7 @@ OWN_HELP: dict[str, dict[str, str]] = {
 
 #: Options that matter after training. The others change a training alone.
 AFTER_TRAINING = (
-    *("iou_head", "rescore", "nms_by", "vote", "vote_iou", "vote_sigma", "min_iou", "sort", "show_sigma", "resize"),
+    *("rescore", "nms_by", "vote", "vote_iou", "vote_sigma", "min_iou", "sort", "show_sigma", "resize"),
     *("coco_eval", "voc_eval", "calibrate", "trust"),
 )
 _TRAINING_MODES = ("train", "tune", "compare", "reproduce", "demo")

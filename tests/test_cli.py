@@ -21,6 +21,7 @@ from nets import SMALL, SMALL26
 from mlc_yolo import __version__, cli, guide
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.modes import MODES
+from mlc_yolo.options.idle import OF_MODE
 from mlc_yolo.options.specification import specifications
 
 TRAINING = {"train", "tune", "compare", "reproduce", "demo"}
@@ -76,7 +77,7 @@ def test_every_argument_of_one_mode_alone_is_described() -> None:
 
 
 def test_options_of_use_are_options() -> None:
-    assert set(guide.AFTER_TRAINING) <= set(specifications())
+    assert set(guide.AFTER_TRAINING) == set().union(*OF_MODE.values()) <= set(specifications())
 
 
 def test_help_on_an_option_shows_its_values_default_and_paper(capsys: pytest.CaptureFixture[str]) -> None:
