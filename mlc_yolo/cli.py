@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         mode, settings = parse(arguments)
         MODES[mode].run(session, mode, settings)
     except KeyboardInterrupt:
-        print(f"\nmlc-yolo: stopped. {session.resume_hint()}", file=sys.stderr)
+        session.leave_no_empty_folder()
+        print(f"\nmlc-yolo: stopped. {session.resume_hint()}".rstrip(" "), file=sys.stderr)
         return 130
     except RunsFailed as error:
         print(f"mlc-yolo: {error}", file=sys.stderr)

@@ -6,6 +6,7 @@ wait until a mode runs.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Session:
     def __init__(self) -> None:
         self.model: Any = None
         self.new_folder: Path | None = None
+        self._opened = 0.0
 
     def open(self, name: Any, arguments: dict[str, Any]) -> Any:
         """Open a model; `task` and `trust` are taken out of the arguments."""
@@ -38,6 +40,7 @@ class Session:
         from mlc_yolo.model import MLCYOLO
 
         task, trust = arguments.pop("task", None), arguments.pop("trust", False)
+        self._opened = time.time()
         self.model = MLCYOLO(name, task=task, trust=trust)
         if task not in {None, self.model.task}:
             LOGGER.warning(f"'{name}' is a {self.model.task} model: the task '{task}' is ignored.")
@@ -78,17 +81,23 @@ class Session:
         LOGGER.info(f"Files of this run go to {folder}")
 
     def leave_no_empty_folder(self) -> None:
-        """Remove the folder of a run that was refused, which upstream makes before it looks at the data."""
+        """Remove the folder of a run that was refused or stopped, which upstream makes before it looks at the data."""
         if self.new_folder and self.new_folder.is_dir() and not any(self.new_folder.iterdir()):
             self.new_folder.rmdir()
 
     def resume_hint(self) -> str:
-        """Return how to go on after an interrupted training."""
+        """Return how to go on after an interrupted training; a folder may hold the weights of an earlier one."""
         trainer = getattr(self.model, "trainer", None)
         if trainer is None:
             return ""
-        if not trainer.last.exists():
+        earlier = not trainer.resume and trainer.last.exists() and trainer.last.stat().st_mtime < self._opened
+        if earlier or not trainer.last.exists():
             return "No checkpoint was written yet: start again."
+        from mlc_yolo.checkpoints.safe_load import load_checkpoint
+
+        _, checkpoint = load_checkpoint(trainer.last, trust=True)  # which this very run wrote
+        if checkpoint.get("optimizer") is None:  # taken out when the last epoch is done
+            return f"The training has ended; judge it with: mlc-yolo val model={trainer.best} data={trainer.args.data}"
         return f"Go on with: mlc-yolo train resume model={trainer.last}"
 
 

@@ -19,6 +19,7 @@ import ultralytics  # its log keeps the stdout of its first import, which must n
 from nets import SMALL, SMALL26
 
 from mlc_yolo import __version__, cli, guide
+from mlc_yolo.evaluation.validator import MLCValidator
 from mlc_yolo.model import MLCYOLO
 from mlc_yolo.modes import MODES
 from mlc_yolo.options.idle import OF_MODE
@@ -497,6 +498,35 @@ def test_ctrl_c_says_how_to_go_on(tiny_data: Path, run_dir: Path) -> None:
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert f"mlc-yolo train resume model={last}" in errors
+
+
+@pytest.mark.slow
+def test_ctrl_c_after_the_last_epoch_says_that_the_training_has_ended_and_a_new_run_claims_no_earlier_weights(
+    tiny_data: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    place = [f"data={tiny_data}", f"project={run_dir}", "name=cut", "exist_ok=True", "workers=0"]
+    begin, validations = MLCValidator.init_metrics, iter((lambda *args: begin(*args), stop))  # the epoch's, the final
+    monkeypatch.setattr(MLCValidator, "init_metrics", lambda *args: next(validations)(*args))
+    assert cli.main([*TRAIN, *place]) == 130
+    weights = run_dir / "cut" / "weights"
+    assert f"The training has ended; judge it with: mlc-yolo val model={weights / 'best.pt'}" in capsys.readouterr().err
+    monkeypatch.setattr("mlc_yolo.training.trainer.MLCTrainer.preprocess_batch", stop)
+    assert cli.main([*TRAIN, *place]) == 130
+    assert (weights / "last.pt").exists() and "No checkpoint was written yet" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_validation_leaves_no_empty_folder(
+    tiny_data: Path, run_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mlc_yolo.evaluation.validator.MLCValidator.postprocess", stop)
+    assert cli.main(["val", *_place(tiny_data, run_dir)]) == 130
+    assert capsys.readouterr().err.endswith("mlc-yolo: stopped.\n") and list(run_dir.iterdir()) == []
 
 
 @pytest.mark.slow
