@@ -3,7 +3,7 @@
 It is loaded by name (`python -m pytest -p upstream_suite.plugin`) where the tests were unpacked; see `run.py`.
 
 1. `ultralytics.YOLO` is `MLCYOLO` before a test module is imported; `detect.DetectionTrainer`, its validator and its
-   predictor are ours, and so are the trainers and validators of segmentation, pose and oriented boxes.
+   predictor are ours, and so are those of segmentation, pose and oriented boxes.
 2. `run` of the command line's tests starts `mlc-yolo`.
 3. Tests of other tasks and families are left out; `elsewhere` says why.
 4. A test that fails because it wanted a file from the network, or a package that is not installed, is reported as
@@ -49,6 +49,7 @@ def pytest_configure() -> None:
 
     from mlc_yolo import MLCYOLO
     from mlc_yolo.evaluation.predictor import MLCPredictor
+    from mlc_yolo.evaluation.task_predictors import PREDICTORS
     from mlc_yolo.evaluation.task_validators import MLCOrientedValidator, MLCPoseValidator, MLCSegmentationValidator
     from mlc_yolo.evaluation.validator import MLCValidator
     from mlc_yolo.training.semi_trainer import SemiTrainer
@@ -63,6 +64,8 @@ def pytest_configure() -> None:
     segment.SegmentationTrainer, segment.SegmentationValidator = MLCSegmentationTrainer, MLCSegmentationValidator
     pose.PoseTrainer, pose.PoseValidator = MLCPoseTrainer, MLCPoseValidator
     obb.OBBTrainer, obb.OBBValidator = MLCOrientedTrainer, MLCOrientedValidator
+    segment.SegmentationPredictor, pose.PosePredictor = PREDICTORS["segment"], PREDICTORS["pose"]
+    obb.OBBPredictor = PREDICTORS["obb"]
 
 
 def run_ours(command: str) -> None:
@@ -124,11 +127,12 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.section("Ultralytics' tests with MLCYOLO and mlc-yolo")
     for report in stats.get("skipped", []):
         terminalreporter.line(f"skipped  {report.nodeid}: {report.longrepr[2].removeprefix('Skipped: ')}")
-    for reason, count in sorted(config.stash[LEFT_OUT].items()):
+    left_out = config.stash.get(LEFT_OUT, Counter())  # without one, a test that was named does not exist
+    for reason, count in sorted(left_out.items()):
         terminalreporter.line(f"left out {count:4} of {reason}")
     counts = {name: len(stats.get(name, [])) for name in ("passed", "failed", "error", "skipped")}
     network = sum("network" in report.longrepr[2] for report in stats.get("skipped", []))
     terminalreporter.line(
         f"{counts['passed']} passed, {counts['failed'] + counts['error']} failed, {counts['skipped']} skipped "
-        f"({network} for want of a network), {config.stash[LEFT_OUT].total()} of other tasks left out"
+        f"({network} for want of a network), {left_out.total()} of other tasks left out"
     )
