@@ -192,7 +192,7 @@ def summary_table(lines: Sequence[Line]) -> str:
         lines: of results.csv.
 
     Raises:
-        ValueError: a row of `SUMMARY` has no line, or a pair's rows differ in their seeds or in the length of training.
+        ValueError: a row of `SUMMARY` has no line, lacks a seed that its method has, or was not trained alike.
     """
     body = []
     for pair in SUMMARY:
@@ -208,11 +208,14 @@ def summary_table(lines: Sequence[Line]) -> str:
             )
             for row in (pair.without, pair.method)
         ]
+        with_method = {line["seed"] for line in runs[1]}
+        runs[0] = [line for line in runs[0] if line["seed"] in with_method]  # plain may have been trained more often
         seeds = [[line["seed"] for line in of_row] for of_row in runs]
         if seeds[0] != seeds[1] or len({tuple(line[name] for name in ALIKE) for one in runs for line in one}) != 1:
             raise ValueError(
-                f"results.csv must have {pair.without} and {pair.method} of {pair.model} on {pair.data}, trained alike "
-                f"with the same seeds, and has seeds {seeds[0]} and {seeds[1]}. Run what is missing, or change SUMMARY."
+                f"results.csv must have {pair.method} and, with the same seeds, {pair.without} of {pair.model} on "
+                f"{pair.data}, trained alike; it has seeds {seeds[1]} and {seeds[0]}. Run what is missing, or change "
+                "SUMMARY."
             )
         plain, with_it = (statistics.mean(float(line["AP"]) for line in of_row) for of_row in runs)
         gains = [
