@@ -22,7 +22,7 @@ from mlc_yolo.assigners import TaskAligned, build_assigner
 from mlc_yolo.compare import Comparison, compare
 from mlc_yolo.data.resolve import resolve_data
 from mlc_yolo.demo import validation_images
-from mlc_yolo.evaluation.diagnosis import MISTAKES
+from mlc_yolo.evaluation.repaired_ap import MISTAKES
 from mlc_yolo.figures.assignments import open_split, scenes
 from mlc_yolo.metrics.oracles import Repair
 from mlc_yolo.metrics.reliability import best_ious
@@ -42,14 +42,14 @@ GRID = {
     "assigner": ["tal", "mlc"],
     "seed": [0, 1],
     "iou_head": False,
-    "epochs": 10,
+    "epochs": 30,
     "imgsz": 192,
     "batch": 16,
     "nbs": 16,
     "optimizer": "AdamW",
     "lr0": 0.002,
     "warmup_epochs": 1,
-    "close_mosaic": 3,
+    "close_mosaic": 10,
     "workers": 0,
     "plots": False,
 }
