@@ -19,7 +19,7 @@ WIDTH = 96
 STOCK_PAGE = "https://docs.ultralytics.com/usage/cfg"
 
 EXAMPLES = """\
-    mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=50
+    mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=50 nbs=16
     mlc-yolo diagnose model=best.pt data=mine.yaml report=True
     mlc-yolo export model=best.pt format=onnx
 """
@@ -31,8 +31,8 @@ WHERE = """\
 #: Mode -> command lines to copy.
 EXAMPLES_OF: dict[str, tuple[str, ...]] = {
     "train": (
-        "mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=50",
-        "mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=50 assigner=mlc",
+        "mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=50 nbs=16",
+        "mlc-yolo train model=yolo11n.pt data=mine.yaml epochs=50 nbs=16 assigner=mlc",
         "mlc-yolo train resume=True model=runs/detect/train/weights/last.pt",
     ),
     "val": ("mlc-yolo val model=best.pt data=mine.yaml coco_eval=True",),
@@ -46,7 +46,9 @@ EXAMPLES_OF: dict[str, tuple[str, ...]] = {
     "benchmark": ("mlc-yolo benchmark model=best.pt data=mine.yaml",),
     "tune": ("mlc-yolo tune model=yolo11n.pt data=mine.yaml epochs=30 iterations=20",),
     "diagnose": ("mlc-yolo diagnose model=best.pt data=mine.yaml report=True",),
-    "compare": ("mlc-yolo compare model=yolo11n.pt data=mine.yaml assigner=tal,mlc seed=0,1,2 epochs=50 report=True",),
+    "compare": (
+        "mlc-yolo compare model=yolo11n.pt data=mine.yaml assigner=tal,mlc seed=0,1,2 epochs=50 nbs=16 report=True",
+    ),
     "assignments": ("mlc-yolo assignments model=best.pt data=mine.yaml assigner=tal,mlc",),
     "figure": (
         "mlc-yolo figure amplification",
