@@ -16,12 +16,12 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, YAML
 from ultralytics.utils.checks import check_yaml
 
 from mlc_yolo.checkpoints import safe_load
-from mlc_yolo.checkpoints.marker import read_marker, wants_warp, write_marker
-from mlc_yolo.checkpoints.sigma_scale import sigma_scale, store_sigma_scale
+from mlc_yolo.checkpoints.marker import read_marker, wants_warp
 from mlc_yolo.checkpoints.stock_export import NEEDS_STOCK, export_stock, needs_stock, to_stock
 from mlc_yolo.data.fonts import provide_fonts
 from mlc_yolo.data.resolve import resolve_data, resolve_for_upstream
 from mlc_yolo.detectors.model import DetectorModel
+from mlc_yolo.evaluation.calibration import calibrate
 from mlc_yolo.evaluation.diagnose import diagnose
 from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.placed_export import noting, placed_model
@@ -30,9 +30,7 @@ from mlc_yolo.evaluation.predictor import MLCPredictor
 from mlc_yolo.evaluation.task_predictors import PREDICTORS
 from mlc_yolo.evaluation.task_validators import TASK_VALIDATORS
 from mlc_yolo.evaluation.validator import MLCValidator
-from mlc_yolo.faults import UsageError
 from mlc_yolo.heads.iou_aware import rank_by_iou, set_rescore
-from mlc_yolo.metrics.coverage import Coverage
 from mlc_yolo.opening import OpenedYOLO
 from mlc_yolo.options import specification as options
 from mlc_yolo.options.arguments import Arguments
@@ -186,31 +184,14 @@ class MLCYOLO(OpenedYOLO):
             safe_load.refuse_fetching(self._fetched_data, str(self.ckpt_path))
             if self.task == "detect":
                 asked["data"] = resolve_data(None)
-        calibrate = arguments.ours["calibrate"] and self.task == "detect"
-        if calibrate and not (isinstance(self.model, torch.nn.Module) and self.ckpt_path):
+        calibrated = arguments.ours["calibrate"] and self.task == "detect"
+        if calibrated and not (isinstance(self.model, torch.nn.Module) and self.ckpt_path):
             raise ValueError(f"calibrate=True writes to a checkpoint: give a .pt file, not '{self.model_name}'")
         metrics = super().val(chosen, **asked)
-        if calibrate:
-            self._calibrate(getattr(metrics, "coverage", None))
+        if calibrated:
+            calibrate(self.model, Path(str(self.ckpt_path)), getattr(metrics, "coverage", None), trust=self.trust)
+            self.predictor = None
         return metrics
-
-    def _calibrate(self, measured: Coverage | None) -> None:
-        """Store the factor that calibrates the standard deviations of boxes, in this model and in its checkpoint.
-
-        Raises:
-            UsageError: the head predicts no distributions, or no detection matched an object.
-        """
-        if measured is None or not measured.count:
-            raise UsageError(
-                "calibrate=True found no detection with standard deviations of its sides: it needs labelled data "
-                "and a YOLO that predicts distributions (v8, 11, 12), without augment=True"
-            )
-        file = Path(str(self.ckpt_path))
-        scale = sigma_scale(self.model) * measured.factor
-        store_sigma_scale(file, scale, trust=self.trust)
-        write_marker(self.model, **{**read_marker(self.model), "sigma_scale": scale})
-        self.predictor = None
-        LOGGER.info(f"{file} now multiplies the standard deviations of its boxes by {scale:.3f}")
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Predict as upstream does; `rescore=False` ranks by the class score alone, `resize` overrules the model's.

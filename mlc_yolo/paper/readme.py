@@ -4,7 +4,7 @@
 
 writes them again, each between two comments that name it. Runs of one detector on one data set, equally long, make one
 table: what all their commands share stands under it once, and a row shows only the words of its own. The README's short
-table sets pairs of rows against each other (`SUMMARY`).
+table is made by `summary`.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import shlex
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import yaml
-from scipy.special import stdtrit
 
 from mlc_yolo.paper.reproduce import PAPER_IMAGES
 from mlc_yolo.paper.rows import read_row
+from mlc_yolo.paper.summary import ALIKE, HEAD, Line, summary_rows
 from mlc_yolo.resources import resource_dir
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -39,106 +38,12 @@ SHOWN = {
     **{f"VOC_{name}": (f"VOC {name}", 1) for name in ("AP", "AP50", "AP75")},
     "spearman": ("Spearman", 2),
 }
-#: Columns in which the runs of one table agree.
-ALIKE = ("model", "data", "images", "epochs", "imgsz", "batch", "scale")
 #: Start of a row's name -> where it stands.
 PAPERS = {
     **{f"mlc_table{number}": f"MLC, table {number}" for number in range(1, 6)},
     **{f"mg_table{number}": f"Mutual Guidance, table {number}" for number in (1, 2)},
     **{f"sed_{share}pct": f"SED, {share} % of the labels" for share in (5, 10)},
 }
-
-
-class Pair(NamedTuple):
-    """A line of the README's table: what was trained, on what, the row without a method, the row with it, its name."""
-
-    trained: str
-    model: str
-    data: str
-    epochs: int
-    without: str
-    method: str
-    called: str
-
-
-_CELLS, _CARDS, _BOARDS = "bccd-416/data.yaml", "cards6-416/data.yaml", "deeppcb-320/data.yaml"
-SUMMARY = (
-    Pair("YOLO11n from scratch, blood cells", "yolo11n", _CELLS, 30, "yolo_stock", "yolo_nbs16", "`nbs=16`"),
-    Pair(
-        "YOLOv8n fine-tuned, circuit boards, 4 epochs",
-        "yolov8n",
-        _BOARDS,
-        4,
-        "yolo_tuned_stock",
-        "yolo_tuned_nbs16",
-        "`nbs=16`",
-    ),
-    Pair(
-        "YOLO11n from scratch, blood cells, `nbs=16`",
-        "yolo11n",
-        _CELLS,
-        30,
-        "yolo_nbs16",
-        "yolo_nbs16_mlc",
-        "mlc alone",
-    ),
-    Pair(
-        "YOLOv8n fine-tuned, playing cards, `nbs=16`",
-        "yolov8n",
-        _CARDS,
-        15,
-        "yolo_tuned_nbs16",
-        "yolo_tuned_nbs16_mlc",
-        "mlc alone",
-    ),
-    Pair(
-        "YOLOv8n fine-tuned, playing cards, `nbs=16`",
-        "yolov8n",
-        _CARDS,
-        15,
-        "yolo_tuned_nbs16",
-        "yolo_tuned_nbs16_product",
-        "IoU channel",
-    ),
-    Pair(
-        "YOLOv8n fine-tuned, circuit boards, `nbs=16`",
-        "yolov8n",
-        _BOARDS,
-        4,
-        "yolo_tuned_nbs16",
-        "yolo_tuned_nbs16_product",
-        "IoU channel",
-    ),
-    Pair(
-        "YOLO11n from scratch, blood cells, `nbs=16`",
-        "yolo11n",
-        _CELLS,
-        30,
-        "yolo_nbs16",
-        "yolo_nbs16_teacher",
-        "a teacher",
-    ),
-    Pair(
-        "FCOS without centerness, blood cells",
-        "fcos-r18w128",
-        _CELLS,
-        7,
-        "mlc_table1_fcos_minus",
-        "mlc_table3_fcos_mlc",
-        "MLC",
-    ),
-    Pair(
-        "RetinaNet, blood cells",
-        "retinanet-r18w128",
-        _CELLS,
-        7,
-        "mlc_table3_retinanet",
-        "mlc_table3_retinanet_mlc",
-        "MLC",
-    ),
-)
-
-Line = Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -210,60 +115,6 @@ def results_section(lines: Sequence[Line]) -> str:
     return "\n\n".join([_coverage(lines), _wrapped(note), *(Table.of(group).markdown() for group in tables.values())])
 
 
-def summary_table(lines: Sequence[Line]) -> str:
-    """Return the README's table: AP without and with a method, and what that gains, with its interval over seeds.
-
-    Args:
-        lines: of results.csv.
-
-    Raises:
-        ValueError: a row of `SUMMARY` has no line, lacks a seed that its method has, or was not trained alike.
-    """
-    body = []
-    for pair in SUMMARY:
-        alike = (pair.model, pair.data, str(pair.epochs))
-        runs = [
-            sorted(
-                (
-                    line
-                    for line in lines
-                    if (line["model"], line["data"], line["epochs"]) == alike and line["row"] == row
-                ),
-                key=lambda line: int(line["seed"]),
-            )
-            for row in (pair.without, pair.method)
-        ]
-        with_method = {line["seed"] for line in runs[1]}
-        runs[0] = [line for line in runs[0] if line["seed"] in with_method]  # plain may have been trained more often
-        seeds = [[line["seed"] for line in of_row] for of_row in runs]
-        if seeds[0] != seeds[1] or len({tuple(line[name] for name in ALIKE) for one in runs for line in one}) != 1:
-            raise ValueError(
-                f"results.csv must have {pair.method} and, with the same seeds, {pair.without} of {pair.model} on "
-                f"{pair.data}, trained alike; it has seeds {seeds[1]} and {seeds[0]}. Run what is missing, or change "
-                "SUMMARY."
-            )
-        plain, with_it = (statistics.mean(float(line["AP"]) for line in of_row) for of_row in runs)
-        gains = [
-            _gain([float(b[name]) - float(a[name]) for a, b in zip(*runs, strict=True)]) for name in ("AP", "AP75")
-        ]
-        body.append([pair.trained, pair.called, f"{plain:.1f}", f"{with_it:.1f}", *gains, str(len(seeds[0]))])
-    return _grid(["what is trained", "with", "AP without", "AP with", "AP gained", "AP75 gained", "seeds"], body)
-
-
-def _gain(differences: Sequence[float]) -> str:
-    """Return the mean of paired differences and, of several, its 95 % interval after Student's t.
-
-    Example:
-        >>> _gain([1.0, 2.0, 3.0]), _gain([0.5])
-        ('+2.0 [-0.5, 4.5]', '+0.5')
-    """
-    mean = statistics.mean(differences)
-    if len(differences) == 1:
-        return f"{mean:+.1f}"
-    half = stdtrit(len(differences) - 1, 0.975) * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{mean:+.1f} [{mean - half:.1f}, {mean + half:.1f}]"
-
-
 def options_table() -> str:
     """Return the table of the options in cfg/mlc.yaml."""
     options = yaml.safe_load((resource_dir("cfg") / "mlc.yaml").read_text(encoding="utf-8"))
@@ -303,7 +154,7 @@ def updated(text: str, part: str) -> str:
         made = options_table()
     else:
         lines = read_lines(resource_dir("cfg") / "paper" / "results.csv")
-        made = results_section(lines) if part == "results" else summary_table(lines)
+        made = results_section(lines) if part == "results" else _grid(HEAD, summary_rows(lines))
     start, end = f"<!-- {part}: made by make readme -->", f"<!-- end of {part} -->"
     before, opened, rest = text.partition(start)
     _, closed, after = rest.partition(end)

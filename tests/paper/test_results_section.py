@@ -10,16 +10,14 @@ import pytest
 
 from mlc_yolo.paper.readme import (
     PAGES,
-    SUMMARY,
-    Line,
     Table,
     options_table,
     read_lines,
     results_section,
-    summary_table,
     updated,
 )
 from mlc_yolo.paper.reproduce import COLUMNS
+from mlc_yolo.paper.summary import SUMMARY, Line, summary_rows
 from mlc_yolo.resources import resource_dir
 
 RECORDED = read_lines(resource_dir("cfg") / "paper" / "results.csv")
@@ -159,13 +157,11 @@ def _aps(least: float, seed: int) -> dict[str, str]:
 
 
 def test_the_readme_sets_each_method_against_the_same_training_without_it() -> None:
-    table = summary_table(pairs()).splitlines()
-    assert len(table) == 2 + len(SUMMARY)
-    for row, pair in zip(table[2:], SUMMARY, strict=True):
+    for row, pair in zip(summary_rows(pairs()), SUMMARY, strict=True):
         plain = leasts()[pair.model, pair.data, str(pair.epochs), pair.without] + 1  # the mean over seeds
         # Two differences of 0.9 and 1.1: Student's t is 12.7, and their standard error 0.1.
-        gained = "+1.0 [1.0, 1.0] | +1.0 [-0.3, 2.3]"
-        assert row == f"| {pair.trained} | {pair.called} | {plain} | {plain + 1} | {gained} | 2 |"
+        gained = ["+1.0 [1.0, 1.0]", "+1.0 [-0.3, 2.3]"]
+        assert row == [pair.trained, pair.called, f"{plain}", f"{plain + 1}", *gained, "2"]
 
 
 def without(row: str, seed: str) -> list[Line]:
@@ -174,15 +170,15 @@ def without(row: str, seed: str) -> list[Line]:
 
 
 def test_a_row_that_was_trained_more_often_is_compared_on_the_seeds_of_its_method() -> None:
-    (row,) = (row for row in summary_table(without("mlc_table3_fcos_mlc", "1")).splitlines() if "FCOS" in row)
+    (row,) = (row for row in summary_rows(without("mlc_table3_fcos_mlc", "1")) if "FCOS" in row[0])
     plain = leasts()["fcos-r18w128", "bccd-416/data.yaml", "7", "mlc_table1_fcos_minus"]
-    assert row.endswith(f"| {plain} | {plain + 1} | +1.0 | +0.9 | 1 |")
+    assert row[2:] == [f"{plain}", f"{plain + 1}", "+1.0", "+0.9", "1"]
 
 
 def test_the_readme_compares_no_runs_of_other_seeds_or_lengths() -> None:
     with pytest.raises(ValueError, match=r"it has seeds \['0', '1'\] and \['0'\]\. Run what is missing"):
-        summary_table(without("mlc_table1_fcos_minus", "1"))
+        summary_rows(without("mlc_table1_fcos_minus", "1"))
     with pytest.raises(ValueError, match=r"it has seeds \[\] and \[\]"):
-        summary_table([])
+        summary_rows([])
     with pytest.raises(ValueError, match="trained alike"):
-        summary_table(pairs(batch="99"))
+        summary_rows(pairs(batch="99"))
