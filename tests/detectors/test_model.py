@@ -176,13 +176,16 @@ def test_restricted_loading_accepts_our_checkpoints(tmp_path: Path) -> None:
         "from mlc_yolo.model import MLCYOLO\n"
         "assert SAFE_LOAD\n"
         "for path in sys.argv[1:]:\n"
-        "    torch.save(MLCYOLO(path).model(torch.ones(1, 3, 64, 64))[0], path + '.out')\n"
+        "    model = MLCYOLO(path).model\n"
+        "    torch.save((model.state_dict(), model(torch.ones(1, 3, 64, 64))[0].shape), path + '.out')\n"
     )
     paths = [str(tmp_path / f"{i}.pt") for i in range(len(models))]
     subprocess.run([sys.executable, "-c", code, *paths], check=True, env={**os.environ, "ULTRALYTICS_SAFE_LOAD": "1"})
     for path, model in zip(paths, models, strict=True):
-        expected = model(torch.ones(1, 3, 64, 64))[0]
-        torch.testing.assert_close(torch.load(f"{path}.out"), expected, rtol=1e-3, atol=1e-3)
+        # What another process computes may differ: a score near another's changes which boxes are kept.
+        weights, shape = torch.load(f"{path}.out")
+        assert shape == model(torch.ones(1, 3, 64, 64))[0].shape
+        torch.testing.assert_close(weights, model.state_dict(), rtol=0, atol=0)
 
 
 def test_the_loss_comes_with_the_trainer() -> None:

@@ -317,8 +317,12 @@ def test_restricted_loading_accepts_our_checkpoints(tmp_path: Path) -> None:
         "from ultralytics import YOLO\n"
         "from ultralytics.utils import SAFE_LOAD\n"
         "assert SAFE_LOAD\n"
-        "torch.save(YOLO(sys.argv[1]).model(torch.ones(1, 3, 64, 64))[0], sys.argv[2])\n"
+        "model = YOLO(sys.argv[1]).model\n"
+        "torch.save((model.state_dict(), model(torch.ones(1, 3, 64, 64))[0].shape), sys.argv[2])\n"
     )
     arguments = [sys.executable, "-c", code, str(tmp_path / "best.pt"), str(tmp_path / "out.pt")]
     subprocess.run(arguments, check=True, env={**os.environ, "ULTRALYTICS_SAFE_LOAD": "1"})
-    torch.testing.assert_close(torch.load(tmp_path / "out.pt"), model(torch.ones(1, 3, 64, 64))[0])
+    # What another process computes may differ in its last digits, with as many threads as it has.
+    weights, shape = torch.load(tmp_path / "out.pt")
+    assert shape == model(torch.ones(1, 3, 64, 64))[0].shape
+    torch.testing.assert_close(weights, model.state_dict(), rtol=0, atol=0)
