@@ -130,6 +130,11 @@ class Placement:
         """Predicted IoU of every anchor, (B, A) float32 in [0, 1]; None where it is not known."""
         return self._ious
 
+    @property
+    def knows_sides(self) -> bool:
+        """Whether it is known how sure the sides of boxes are."""
+        return self._sigmas is not None or self._distances is not None
+
     def ious(self, image: int, anchors: Tensor) -> Tensor:
         """Return predicted IoUs.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ultralytics.data.augment import LetterBox
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
-from ultralytics.utils import DEFAULT_CFG
+from ultralytics.utils import DEFAULT_CFG, LOGGER
 from ultralytics.utils.ops import convert_torch2numpy_batch, scale_boxes
 
 from mlc_yolo.checkpoints import safe_load
@@ -87,6 +87,9 @@ class MLCPredictor(DetectionPredictor):
         """Turn the model's output into `Results`, an image each."""
         self.placing.check(self.model, augment=bool(self.args.augment))  # a predictor lives on with other arguments
         placement = self._placement(preds)
+        if self.show_sigma and not placement.knows_sides:
+            self.show_sigma = False
+            LOGGER.warning("show_sigma: no effect, as this model does not say how sure the sides of its boxes are")
         rows, anchors = placed_detections(
             placement.dense,
             extra_channels(self.model),

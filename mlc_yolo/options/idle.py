@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlc_yolo.options.specification import OWN, changed, warmup_length
+from mlc_yolo.options.specification import CUSTOM, OWN, changed, warmup_length
 
 _AFTER_NMS = ("vote", "vote_iou", "vote_sigma", "min_iou", "sort")
 _RANKED = ("rescore", "nms_by", "trust")
 _JUDGED = (*_RANKED, *_AFTER_NMS, "resize", "coco_eval", "voc_eval", "calibrate")
 _SHOWN = (*_RANKED, *_AFTER_NMS, "resize", "show_sigma")
+#: Assigners that compare objects with the priors' boxes; an object handed over may.
+_BY_PRIORS = frozenset({"max_iou", "atss", "mutual_guidance", CUSTOM})
+#: Kinds of models whose priors are squares of a chosen side; the others' anchors have sizes of their own.
+_ON_POINTS = (None, "fcos")
 
 #: Mode -> the options that do something there, of the modes that use a finished model.
 OF_MODE: dict[str, tuple[str, ...]] = {
@@ -76,10 +80,20 @@ def idle_in_training(ours: Mapping[str, Any], epochs: int, *, detector: str | No
     for start, owner in (("mlc_", "mlc"), ("mg_", "mutual_guidance")):
         if assigner != owner and (names := changed(asked, start)):
             idle.append(f"{', '.join(names)}: no effect with assigner={assigner}, but with assigner={owner}")
-    if changed(asked, "assigner_base") and not warmup_length(ours["assigner_warmup"], assigner, epochs):
+    warms_up = warmup_length(ours["assigner_warmup"], assigner, epochs) > 0
+    if changed(asked, "assigner_base") and not warms_up:
         idle.append("assigner_base: no effect without a warm-up. Give its length with assigner_warmup=0.4")
     if ours["assigner_warmup"] and assigner == ours["assigner_base"]:
         idle.append(f"assigner_warmup: no effect, as assigner and assigner_base are both {assigner}")
+    training = {assigner, ours["assigner_base"]} if warms_up else {assigner}
+    if changed(asked, "prior_scale") and detector not in _ON_POINTS:
+        idle.append(f"prior_scale: no effect with {detector}, whose anchors have sizes of their own")
+    elif changed(asked, "prior_scale") and not training & _BY_PRIORS:
+        idle.append(f"prior_scale: no effect with assigner={assigner}, which looks at no prior's box")
+    if changed(asked, "box_weight") and training == {CUSTOM}:
+        idle.append("box_weight: no effect with an assigner object, which weighs its boxes itself")
+    if changed(asked, "ssl_ema") and ours["ssl"] != "none" and ours["teacher"] and ours["teacher_weight"]:
+        idle.append("ssl_ema: no effect with a teacher, which takes the average's place")
     if not ours["vote"] and (names := changed(asked, "vote_")):
         idle.append(f"{', '.join(names)}: no effect without vote=True")
     if names := changed(asked, "show_sigma", "calibrate"):

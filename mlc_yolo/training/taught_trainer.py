@@ -87,6 +87,9 @@ class TaughtTrainer(MLCTrainer):
                 known, verb = len(teachers.classes), "teach" if len(files) > 1 else "teaches"
                 at = f" at {size} px" if size else ""
                 LOGGER.info(f"teacher: {', '.join(files)} {verb} {known} of {self.data['nc']} classes{at}")
+                if changed(vars(args), "teacher_temperature") and (size or model.model[-1].reg_max == 1):
+                    why = f"teacher_imgsz={size}" if size else "a head without them"
+                    LOGGER.warning(f"teacher_temperature: no effect, as no distributions are taught with {why}")
         model.criterion = TaughtLoss(
             supervised,
             teachers=lambda: self._teachers,  # type: ignore[arg-type,return-value]

@@ -1,4 +1,4 @@
-"""How a predictor resizes images is chosen per call, and holds however upstream makes or keeps the predictor."""
+"""How a predictor resizes images is chosen per call and holds however it is made; what it cannot show, it says."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from teaching import detector, saved
 
 from mlc_yolo import MLCYOLO
 from mlc_yolo.evaluation.predictor import MLCPredictor
@@ -39,3 +40,13 @@ def test_the_resize_of_a_call_survives_a_predictor_made_anew_and_ends_with_the_c
     assert again is not warped and again.resize == "warp"
     assert predict().resize is None and predict(resize="letterbox").resize == "letterbox"
     assert shapes == [(0, 95)] * 3 + [(24, 71)] * 2
+
+
+@pytest.mark.parametrize(("name", "told"), [("yolov8", False), ("yolo26", True), ("retinanet", True)])
+def test_bands_of_a_model_that_knows_none_are_said_to_be_missing(
+    name: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = MLCYOLO(saved(detector(name), tmp_path / "net.pt"))
+    images = [np.zeros((64, 64, 3), np.uint8)] * 2
+    net.predict(images, imgsz=64, show_sigma=True, batch=1)
+    assert caplog.text.count("show_sigma: no effect") == told

@@ -10,7 +10,7 @@ from nets import SMALL
 
 from mlc_yolo import cli
 from mlc_yolo.options.idle import OF_MODE, idle_in_mode, idle_in_training
-from mlc_yolo.options.specification import OWN, defaults, settle, specifications
+from mlc_yolo.options.specification import CUSTOM, OWN, defaults, settle, specifications
 
 
 def test_the_modes_options_are_options() -> None:
@@ -53,6 +53,15 @@ def test_defaults_are_never_named_in_a_training(detector: str | None) -> None:
         ({"assigner_base": "atss", "assigner": "mlc"}, None),  # warms up by itself
         ({"assigner_base": "atss", "assigner_warmup": 0.05}, "assigner_base: no effect without a warm-up"),
         ({"assigner_warmup": 3}, "assigner_warmup: no effect, as assigner and assigner_base are both tal"),
+        ({"prior_scale": 3, "assigner": "mlc"}, "prior_scale: no effect with assigner=mlc, which looks at no prior's"),
+        ({"prior_scale": 3, "assigner": "atss"}, None),
+        ({"prior_scale": 3, "assigner": "mlc", "assigner_base": "mutual_guidance"}, None),
+        ({"prior_scale": 3, "assigner": CUSTOM}, None),
+        ({"box_weight": "score", "assigner": CUSTOM}, "box_weight: no effect with an assigner object"),
+        ({"box_weight": "score", "assigner": CUSTOM, "assigner_warmup": 2}, None),  # acts while TAL trains
+        ({"box_weight": "score"}, None),
+        ({"ssl": "soft", "ssl_ema": 0.9, "teacher": "big.pt"}, "ssl_ema: no effect with a teacher"),
+        ({"ssl": "soft", "ssl_ema": 0.9, "teacher": "big.pt", "teacher_weight": 0}, None),
         ({"vote_sigma": 0.1}, "vote_sigma: no effect without vote=True"),
         ({"calibrate": True}, "calibrate: no effect in a training"),
     ],
@@ -60,6 +69,14 @@ def test_defaults_are_never_named_in_a_training(detector: str | None) -> None:
 def test_what_a_training_passes_over_is_named(asked: dict[str, Any], said: str | None) -> None:
     idle = idle_in_training(settle({**defaults(), **asked}), 10)
     assert not idle if said is None else len(idle) == 1 and idle[0].startswith(said)
+
+
+@pytest.mark.parametrize(("detector", "named"), [("fcos", False), ("retinanet", True), ("rfbnet", True)])
+def test_anchors_have_sizes_of_their_own(detector: str, named: bool) -> None:
+    asked = settle({**defaults(), "prior_scale": 3, "assigner": "atss"}, detector)
+    idle = idle_in_training(asked, 10, detector=detector)
+    said = f"prior_scale: no effect with {detector}, whose anchors have sizes of their own"
+    assert idle == ([said] if named else [])
 
 
 @pytest.mark.slow

@@ -82,17 +82,24 @@ def test_a_run_with_a_teacher_resumes_exactly_and_leaves_a_stock_checkpoint(
     ("name", "teachers", "size"), [("yolo26", ["yolo26", "yolo11"], None), ("retinanet", ["retinanet"], 128)]
 )
 def test_several_and_other_kinds_and_sizes_teach(
-    name: str, teachers: list[str], size: int | None, tiny_data: Path, run_dir: Path, tmp_path: Path
+    name: str,
+    teachers: list[str],
+    size: int | None,
+    tiny_data: Path,
+    run_dir: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     files = [saved(detector(each, iou_head=True), tmp_path / f"{each}.pt") for each in teachers]
     source = BY_FAMILY.get(name) or detector_yaml(run_dir, name)
-    options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False}
+    options = {"epochs": 1, "batch": 4, "nbs": 4, "val": False, "teacher_temperature": 4}
     net, seen = MLCYOLO(source), []
     net.add_callback("on_train_start", lambda trainer: _watch(trainer, seen))
     trained = train(net, tiny_data, run_dir / "run", teacher=files, teacher_imgsz=size, **options)
     assert rows(run_dir / "run")[0]["train/teach_box"] > 0
     steps = len(trained.trainer.train_loader)
     assert seen == [(4, 3, size or 64, size or 64)] * steps * len(files)  # each once a step
+    assert "teacher_temperature: no effect, as no distributions are taught with" in caplog.text
 
 
 def _watch(trainer: Any, seen: list[tuple[int, ...]]) -> None:
