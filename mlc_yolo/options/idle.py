@@ -77,15 +77,15 @@ def idle_in_training(ours: Mapping[str, Any], epochs: int, *, detector: str | No
     """
     assigner, asked = ours["assigner"], without_own(ours, detector)
     idle = []
-    for start, owner in (("mlc_", "mlc"), ("mg_", "mutual_guidance")):
-        if assigner != owner and (names := changed(asked, start)):
-            idle.append(f"{', '.join(names)}: no effect with assigner={assigner}, but with assigner={owner}")
     warms_up = warmup_length(ours["assigner_warmup"], assigner, epochs) > 0
+    training = {assigner, ours["assigner_base"]} if warms_up else {assigner}
+    for start, owner in (("mlc_", "mlc"), ("mg_", "mutual_guidance")):
+        if owner not in training and (names := changed(asked, start)):
+            idle.append(f"{', '.join(names)}: no effect with assigner={assigner}, but with assigner={owner}")
     if changed(asked, "assigner_base") and not warms_up:
         idle.append("assigner_base: no effect without a warm-up. Give its length with assigner_warmup=0.4")
     if ours["assigner_warmup"] and assigner == ours["assigner_base"]:
         idle.append(f"assigner_warmup: no effect, as assigner and assigner_base are both {assigner}")
-    training = {assigner, ours["assigner_base"]} if warms_up else {assigner}
     if changed(asked, "prior_scale") and detector not in _ON_POINTS:
         idle.append(f"prior_scale: no effect with {detector}, whose anchors have sizes of their own")
     elif changed(asked, "prior_scale") and not training & _BY_PRIORS:

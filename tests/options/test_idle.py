@@ -49,6 +49,7 @@ def test_defaults_are_never_named_in_a_training(detector: str | None) -> None:
         ({"mlc_alpha": 2.0}, "mlc_alpha: no effect with assigner=tal, but with assigner=mlc"),
         ({"mlc_candidates": "inside", "mlc_tasks": "cls", "assigner": "mlc"}, None),
         ({"mg_tasks": "l2c", "assigner": "mlc"}, "mg_tasks: no effect with assigner=mlc, but with assigner=mutual_g"),
+        ({"mg_sigma": 3, "assigner": "mlc", "assigner_base": "mutual_guidance"}, None),  # its warm-up trains by it
         ({"assigner_base": "atss"}, "assigner_base: no effect without a warm-up"),
         ({"assigner_base": "atss", "assigner": "mlc"}, None),  # warms up by itself
         ({"assigner_base": "atss", "assigner_warmup": 0.05}, "assigner_base: no effect without a warm-up"),
