@@ -75,7 +75,11 @@ OWN_HELP: dict[str, dict[str, str]] = {
         "use_ray": "Searches with Ray Tune.",
         "space": "Hyperparameters and their ranges; from Python only. Empty means Ultralytics' own.",
     },
-    "diagnose": {"report": "Writes report.html, with photographs, beside the numbers."},
+    "diagnose": {
+        "report": "Writes report.html, with photographs, beside the numbers.",
+        "remedies": "What is tried without training: vote, and image sizes, such as vote,640. Empty means a vote and a "
+        "size an eighth larger, False nothing.",
+    },
     "compare": {
         "baseline": "The variant that the others are compared with, such as assigner=tal. Empty means the first.",
         "executor": "Where the trainings run: local, or ray for a Ray cluster.",

@@ -210,10 +210,11 @@ class MLCYOLO(OpenedYOLO):
         return super().predict(source=source, stream=stream, predictor=predictor, **arguments.stock)
 
     def diagnose(self, **kwargs: Any) -> Diagnosis:
-        """Measure what limits this detector, by one validation.
+        """Measure what limits this detector, and what helps it without training, by validations.
 
         Args:
-            **kwargs: arguments of `val`; `conf` is the score threshold it is deployed with, in [0, 1], default 0.25.
+            **kwargs: arguments of `val`; `conf` is the score threshold it is deployed with, in [0, 1], default 0.25;
+                `remedies` is what is tried, see `evaluation.diagnose`.
 
         Returns:
             The diagnosis, which prints as a table with a verdict; `folder` says where its files are.

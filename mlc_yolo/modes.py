@@ -262,7 +262,7 @@ MODES: dict[str, Mode] = {
     "diagnose": Mode(
         "measure what limits a detector, without training",
         _diagnose,
-        {"report": False},
+        {"report": False, "remedies": None},
         ("model", "data"),
         any_task=True,
     ),

@@ -126,7 +126,8 @@ def _score_against_iou(comparison: Comparison) -> Markup:
 
 
 def _ladder(model: MLCYOLO) -> Markup:
-    diagnosis = model.diagnose(data="demo.yaml", imgsz=GRID["imgsz"], workers=0, device="cpu", **_place("diagnosis"))
+    place = {"workers": 0, "device": "cpu", **_place("diagnosis")}
+    diagnosis = model.diagnose(data="demo.yaml", imgsz=GRID["imgsz"], remedies=False, **place)
     base = diagnosis.baseline.values["AP"]
     order = sorted(diagnosis.gains, key=lambda repair: (repair in MISTAKES, -diagnosis.gains[repair].gain.mean))
     rungs = []

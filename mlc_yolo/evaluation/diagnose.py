@@ -1,4 +1,4 @@
-"""Diagnose a detector: one validation, then what it shows."""
+"""Diagnose a detector: one validation, what it shows, and what helps without training."""
 
 from __future__ import annotations
 
@@ -12,28 +12,31 @@ from mlc_yolo.evaluation import diagnosis_files
 from mlc_yolo.evaluation.diagnosing import DIAGNOSERS
 from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.recording import listed
+from mlc_yolo.evaluation.remedies import check_remedies, try_remedies
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
 from mlc_yolo.options.optimizer_steps import few_steps
 
 
-def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
+def diagnose(model: Any, *, conf: float = 0.25, remedies: Any = None, **arguments: Any) -> Diagnosis:
     """Measure what limits a detector.
 
-    Validates once, prints the table of repairs and the verdict, and writes both to the run's folder as `diagnosis.csv`
-    and `diagnosis.json`.
+    Validates, and again with each remedy that takes no training; prints the table of repairs and the verdict, and
+    writes both to the run's folder as `diagnosis.csv` and `diagnosis.json`.
 
     Args:
         model: an `MLCYOLO` of detection, segmentation, pose or oriented boxes: a checkpoint, or an export that gives
             raw outputs.
         conf: the score threshold that the detector is deployed with, in [0, 1].
+        remedies: what is tried: "vote" (box voting), image sizes in px, or a list of these. None is a vote, where there
+            is an NMS, and a size an eighth larger, but for an exported file; False is nothing.
         **arguments: of `MLCYOLO.val`.
 
     Returns:
         The diagnosis; `folder` says where its files are.
 
     Raises:
-        ValueError: a model of another task, a threshold out of its domain, data without objects, or with a class that
-            the model does not know.
+        ValueError: a model of another task, a threshold or a remedy out of its domain, data without objects, or with a
+            class that the model does not know.
     """
     if model.task not in DIAGNOSERS:
         raise ValueError(
@@ -42,6 +45,7 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
         )
     if isinstance(conf, bool) or not isinstance(conf, int | float) or not 0 <= conf <= 1:
         raise ValueError(f"conf={conf!r} must be a score threshold from 0 to 1, such as conf=0.25")
+    wanted = check_remedies(remedies, model)
     validator, made = listed(DIAGNOSERS[model.task])
     try:
         model.val(validator, **{"name": "diagnose", **arguments, "conf": LOWEST_CONFIDENCE, "plots": False})
@@ -55,6 +59,7 @@ def diagnose(model: Any, *, conf: float = 0.25, **arguments: Any) -> Diagnosis:
     diagnosis = Diagnosis(seen, confidence=conf)
     diagnosis.folder, diagnosis.training = Path(made[0].save_dir), _of_training(model, made[0].data)
     diagnosis.folder.mkdir(parents=True, exist_ok=True)
+    diagnosis.tried = try_remedies(model, diagnosis, wanted, size=made[0].args.imgsz, arguments=arguments)
     files = diagnosis_files.write(diagnosis, diagnosis.folder)
     LOGGER.info(f"\n{diagnosis_files.as_text(diagnosis)}\n\nWritten: {', '.join(map(str, files))}")
     return diagnosis

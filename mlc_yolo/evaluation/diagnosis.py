@@ -131,6 +131,23 @@ class ClassRow:
     own_ap: float | None = None
 
 
+@dataclass(frozen=True)
+class Tried:
+    """What a remedy brings that takes no training.
+
+    Attributes:
+        name: as an argument, such as "imgsz=320".
+        pixels: how many times the pixels of an image, and about how many times its cost.
+        change: of AP by boxes, with its interval over images, percent points.
+        own: of AP by masks or keypoints; None where boxes are all there is.
+    """
+
+    name: str
+    pixels: float
+    change: Difference
+    own: Difference | None
+
+
 class Diagnosis(RepairedAP):
     """The diagnosis of one detector on one set of images.
 
@@ -139,6 +156,7 @@ class Diagnosis(RepairedAP):
         confidence: the score threshold that the detector is deployed with.
         folder: where its files are; None where none were written.
         training: a sentence on a training that was too short; None where nothing is to be said of it.
+        tried: remedies that take no training, with the same weights.
     """
 
     def __init__(self, seen: Observations, *, confidence: float = 0.25, resamples: int = RESAMPLES) -> None:
@@ -160,6 +178,7 @@ class Diagnosis(RepairedAP):
         self.seen, self.confidence = seen, confidence
         self.folder: Path | None = None
         self.training: str | None = None
+        self.tried: list[Tried] = []
         reach = None if seen.candidates is None else seen.candidates[:, IOU]
         images = len(seen.records.images)
         weights = np.concatenate((np.ones((images, 1)), draw_images(images, resamples=resamples)), 1)
@@ -192,6 +211,23 @@ class Diagnosis(RepairedAP):
             return None
         behind = self.ap_draws - self.own.ap_draws
         return difference(behind[:1], behind[None, 1:])
+
+    def changed(self, records: Records) -> tuple[Difference, Difference | None]:
+        """Return what AP changes by with other detections on the same images, drawn as they are here.
+
+        Args:
+            records: of that validation.
+
+        Returns:
+            By boxes, and by masks or keypoints; None where boxes are all there is. In percent points.
+        """
+        by_boxes = RepairedAP(Oracles(records), self._weights, inside=False).ap_draws - self.ap_draws
+        own = None
+        if self.own is not None:
+            oracles = Oracles(records, overlaps=similar(records))
+            by_own = RepairedAP(oracles, self._weights, inside=False).ap_draws - self.own.ap_draws
+            own = difference(by_own[:1], by_own[None, 1:])
+        return difference(by_boxes[:1], by_boxes[None, 1:]), own
 
     @cached_property
     def confusions(self) -> list[Gain]:

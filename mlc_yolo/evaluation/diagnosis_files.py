@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlc_yolo import whole_files
-from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.diagnosis import Diagnosis, Tried
 from mlc_yolo.evaluation.repaired_ap import Gain, RepairedAP
 from mlc_yolo.evaluation.verdict import verdict
+from mlc_yolo.metrics.bootstrap import Difference
 from mlc_yolo.metrics.coverage import SIDES, SIZES, Coverage
 from mlc_yolo.metrics.operating_point import OperatingPoint
 from mlc_yolo.metrics.oracles import Repair
@@ -60,6 +61,7 @@ def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
         "own": _own(diagnosis),
         "confusions": [_row(gain) for gain in diagnosis.confusions],
         "sizes": [asdict(size) for size in diagnosis.sizes],
+        "tried": [_tried(remedy) for remedy in diagnosis.tried],
         "classes": [asdict(row) for row in diagnosis.classes],
         "spearman": diagnosis.spearman,
         "score_as_iou": _calibration(diagnosis.reliability),
@@ -124,6 +126,15 @@ def _own(diagnosis: Diagnosis) -> dict[str, Any] | None:
         "behind_boxes": asdict(behind),
         "unlabelled": diagnosis.seen.unlabelled,
     }
+
+
+def _tried(remedy: Tried) -> dict[str, Any]:
+    changes = {name: _change(value) for name, value in (("change", remedy.change), ("own", remedy.own))}
+    return {"remedy": remedy.name, "pixels": remedy.pixels, **changes}
+
+
+def _change(change: Difference | None) -> dict[str, float] | None:
+    return None if change is None else {"AP": change.mean, "low": change.low, "high": change.high}
 
 
 def _row(gain: Gain) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from mlc_yolo.evaluation.diagnosis import Diagnosis
+from mlc_yolo.evaluation.diagnosis import Diagnosis, Tried
 from mlc_yolo.evaluation.repaired_ap import Gain
 from mlc_yolo.evaluation.task_validators import MASK_ENTRIES
 from mlc_yolo.metrics.bootstrap import Difference
@@ -57,6 +57,7 @@ def verdict(diagnosis: Diagnosis) -> list[str]:
         Sentences, the most important first.
     """
     said = [diagnosis.training] if diagnosis.training else []
+    said += [_tried(diagnosis, remedy) for remedy in diagnosis.tried]
     said += [*_beside_boxes(diagnosis), _costliest(diagnosis), _ranking(diagnosis)]
     said += [sentence for sentence in (_confusion(diagnosis), _small(diagnosis)) if sentence]
     said += [_deployed(diagnosis), *_trust(diagnosis), *_limits(diagnosis)]
@@ -71,6 +72,18 @@ def interval(value: Difference, digits: int = 1) -> str:
         '+3.0 AP [2.1, 3.9]'
     """
     return f"{value.mean:+.{digits}f} AP [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def _tried(diagnosis: Diagnosis, remedy: Tried) -> str:
+    """Say what a remedy brings."""
+    part = "" if remedy.own is None or diagnosis.part is None else f", {diagnosis.part.many} {interval(remedy.own)}"
+    cost = "" if remedy.pixels == 1 else f", for {remedy.pixels:.1f} times the pixels and about the cost"
+    said = f"Tried without training, {remedy.name}: {interval(remedy.change)}{part}{cost}. "
+    if not remedy.change.shown:
+        return said + "No difference is shown."
+    if remedy.change.mean < 0:
+        return said + "Leave it out."
+    return said + f"Give {remedy.name} to val and predict."
 
 
 def _beside_boxes(diagnosis: Diagnosis) -> list[str]:

@@ -33,7 +33,7 @@ def test_diagnosis_against_validation(imgsz: int, run_dir: Path, capsys: pytest.
     arguments |= {"verbose": False, "project": str(run_dir), "exist_ok": True}
     runs = {
         "validation": lambda: model.val(plots=False, **arguments),
-        "diagnosis": lambda: diagnose(model, **arguments),
+        "diagnosis": lambda: diagnose(model, remedies=False, **arguments),
     }
     timing = timed(runs, rounds=3)
     show(capsys, f"diagnosis with a fresh yolo11n, 60 images, {imgsz} px", timing)
