@@ -49,17 +49,18 @@ def diagnose(model: Any, *, conf: float = 0.25, remedies: Any = None, **argument
     validator, made = listed(DIAGNOSERS[model.task])
     try:
         model.val(validator, **{"name": "diagnose", **arguments, "conf": LOWEST_CONFIDENCE, "plots": False})
+        seen = made[0].observations
+        assert seen is not None
+        diagnosis = Diagnosis(seen, confidence=conf)
+        diagnosis.folder, diagnosis.training = Path(made[0].save_dir), _of_training(model, made[0].data)
+        size = made[0].args.imgsz
+        diagnosis.tried = try_remedies(model, diagnosis, wanted, size=size, arguments=arguments)
     except ValueError:
         for folder in (Path(begun.save_dir) for begun in made):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
-    seen = made[0].observations
-    assert seen is not None
-    diagnosis = Diagnosis(seen, confidence=conf)
-    diagnosis.folder, diagnosis.training = Path(made[0].save_dir), _of_training(model, made[0].data)
     diagnosis.folder.mkdir(parents=True, exist_ok=True)
-    diagnosis.tried = try_remedies(model, diagnosis, wanted, size=made[0].args.imgsz, arguments=arguments)
     files = diagnosis_files.write(diagnosis, diagnosis.folder)
     LOGGER.info(f"\n{diagnosis_files.as_text(diagnosis)}\n\nWritten: {', '.join(map(str, files))}")
     return diagnosis

@@ -77,7 +77,7 @@ def interval(value: Difference, digits: int = 1) -> str:
 def _tried(diagnosis: Diagnosis, remedy: Tried) -> str:
     """Say what a remedy brings."""
     part = "" if remedy.own is None or diagnosis.part is None else f", {diagnosis.part.many} {interval(remedy.own)}"
-    cost = "" if remedy.pixels == 1 else f", for {remedy.pixels:.1f} times the pixels and about the cost"
+    cost = "" if remedy.pixels == 1 else f", for {remedy.pixels:.1f} times the pixels and about that cost"
     said = f"Tried without training, {remedy.name}: {interval(remedy.change)}{part}{cost}. "
     if not remedy.change.shown:
         return said + "No difference is shown."
@@ -158,10 +158,9 @@ def _ranking(diagnosis: Diagnosis) -> str:
     most = f"Ranking inside objects: at most {interval(gain.gain)} to win, by keeping each object's best-placed box"
     if gain.gain.high < WORTHWHILE:
         return f"{most}. That is little: look at the other mistakes first."
-    return (
-        f"{most}: vote=True can win a part of that without training. Whether assigner=mlc or the IoU channel does is "
-        "what mlc-yolo compare shows."
-    )
+    if not any(remedy.name == "vote=True" for remedy in diagnosis.tried):
+        most += ": vote=True can win a part of that without training"
+    return f"{most}. Whether assigner=mlc or the IoU channel wins some of it is what mlc-yolo compare shows."
 
 
 def _confusion(diagnosis: Diagnosis) -> str | None:

@@ -90,6 +90,7 @@ def test_a_vote_that_is_asked_for_where_nothing_competes_is_refused(
     model = MLCYOLO(saved(detector("yolo26"), tmp_path / "net.pt"))
     with pytest.raises(UsageError, match="this model has no NMS"):
         model.diagnose(data=str(tiny_data), project=str(run_dir), imgsz=64, nms=False, remedies="vote", **SETTINGS)
+    assert not any(run_dir.iterdir())
 
 
 @pytest.mark.parametrize("remedies", [0, -64, 64.5, "large", True, [], "vote,", [64, "x"]])
@@ -116,7 +117,7 @@ def test_the_same_detections_change_nothing(diagnosis: Diagnosis) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ((5.2, 0.7, 9.8), "+5.2 AP [0.7, 9.8], for 1.6 times the pixels and about the cost. Give imgsz=320 to val"),
+        ((5.2, 0.7, 9.8), "+5.2 AP [0.7, 9.8], for 1.6 times the pixels and about that cost. Give imgsz=320 to val"),
         ((0.3, -0.5, 1.1), "No difference is shown."),
         ((-6.8, -9.0, -4.6), "Leave it out."),
     ],
@@ -127,3 +128,13 @@ def test_the_verdict_says_what_the_interval_allows(
     diagnosis.tried = [Tried("imgsz=320", 1.5625, Difference(change[0], float("nan"), *change[1:], 1), None)]
     (sentence,) = (words for words in verdict(diagnosis) if words.startswith("Tried without training, imgsz=320: "))
     assert said in sentence
+
+
+def test_a_vote_that_was_tried_is_not_promised() -> None:
+    records = made_records(images=40)
+    best = np.concatenate((records.gt_boxes, np.full((len(records.gt_labels), 2), (0.5, 0.99))), 1).astype(np.float32)
+    diagnosis = Diagnosis(Observations(records, best, np.ones(len(best))))
+    promise = "vote=True can win a part of that"
+    assert promise in " ".join(verdict(diagnosis))
+    diagnosis.tried = [Tried("vote=True", 1.0, Difference(0.1, float("nan"), -0.2, 0.4, 1), None)]
+    assert promise not in " ".join(verdict(diagnosis))
