@@ -87,6 +87,8 @@ class TaughtTrainer(MLCTrainer):
                 known, verb = len(teachers.classes), "teach" if len(files) > 1 else "teaches"
                 at = f" at {size} px" if size else ""
                 LOGGER.info(f"teacher: {', '.join(files)} {verb} {known} of {self.data['nc']} classes{at}")
+                if not size:
+                    self._name_other_sizes(files, teachers)
                 if changed(vars(args), "teacher_temperature") and (size or model.model[-1].reg_max == 1):
                     why = f"teacher_imgsz={size}" if size else "a head without them"
                     LOGGER.warning(f"teacher_temperature: no effect, as no distributions are taught with {why}")
@@ -97,6 +99,17 @@ class TaughtTrainer(MLCTrainer):
             temperature=args.teacher_temperature,
         )
         return model.criterion
+
+    def _name_other_sizes(self, files: list[str], teachers: Teachers) -> None:
+        """Say which teachers see images of another size than they were trained on."""
+        for file, teacher in zip(files, teachers.teachers, strict=True):
+            known: Any = getattr(teacher.model, "args", None)  # what it was trained with
+            trained = known.get("imgsz") if isinstance(known, dict) else None
+            if isinstance(trained, int) and trained != self.args.imgsz:
+                LOGGER.warning(
+                    f"teacher={file} was trained at {trained} px and sees images of {self.args.imgsz} px: "
+                    f"teacher_imgsz={trained} lets it see them at its own size"
+                )
 
     def resume_training(self, ckpt: dict[str, Any] | None) -> None:
         """Resume as `MLCTrainer` does, with the teachers that the run began with.

@@ -100,6 +100,7 @@ def test_several_and_other_kinds_and_sizes_teach(
     steps = len(trained.trainer.train_loader)
     assert seen == [(4, 3, size or 64, size or 64)] * steps * len(files)  # each once a step
     assert "teacher_temperature: no effect, as no distributions are taught with" in caplog.text
+    assert caplog.text.count("was trained at 640 px and sees images of 64 px") == (0 if size else len(files))
 
 
 def _watch(trainer: Any, seen: list[tuple[int, ...]]) -> None:
