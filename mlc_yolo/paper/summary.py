@@ -86,6 +86,15 @@ SUMMARY = (
         "a teacher",
     ),
     Pair(
+        "YOLOv8n fine-tuned, circuit boards, `nbs=16`",
+        "yolov8n",
+        _BOARDS,
+        4,
+        "yolo_tuned_nbs16",
+        "yolo_tuned_nbs16_teacher_larger",
+        "a teacher at 384 px",
+    ),
+    Pair(
         "FCOS without centerness, blood cells",
         "fcos-r18w128",
         _CELLS,
