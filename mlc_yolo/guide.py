@@ -77,8 +77,8 @@ OWN_HELP: dict[str, dict[str, str]] = {
     },
     "diagnose": {
         "report": "Writes report.html, with photographs, beside the numbers.",
-        "remedies": "What is tried without training: vote, and image sizes, such as vote,640. Empty means a vote and a "
-        "size an eighth larger, False nothing.",
+        "remedies": "What is tried without training, each alone: vote, and image sizes, such as vote,640. Empty means "
+        "a vote and a size an eighth larger, rounded up to the stride; False nothing.",
     },
     "compare": {
         "baseline": "The variant that the others are compared with, such as assigner=tal. Empty means the first.",

@@ -1,10 +1,11 @@
-"""Diagnose a detector: one validation, what it shows, and what helps without training."""
+"""Diagnose a detector: a validation, what it shows, and what helps without training."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from ultralytics.utils import LOGGER
 
 from mlc_yolo.data.listing import image_files
@@ -12,7 +13,7 @@ from mlc_yolo.evaluation import diagnosis_files
 from mlc_yolo.evaluation.diagnosing import DIAGNOSERS
 from mlc_yolo.evaluation.diagnosis import Diagnosis
 from mlc_yolo.evaluation.recording import listed
-from mlc_yolo.evaluation.remedies import check_remedies, try_remedies
+from mlc_yolo.evaluation.remedies import VOTE, parse_remedies, try_remedies
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
 from mlc_yolo.options.optimizer_steps import few_steps
 
@@ -27,8 +28,8 @@ def diagnose(model: Any, *, conf: float = 0.25, remedies: Any = None, **argument
         model: an `MLCYOLO` of detection, segmentation, pose or oriented boxes: a checkpoint, or an export that gives
             raw outputs.
         conf: the score threshold that the detector is deployed with, in [0, 1].
-        remedies: what is tried: "vote" (box voting), image sizes in px, or a list of these. None is a vote, where there
-            is an NMS, and a size an eighth larger, but for an exported file; False is nothing.
+        remedies: what is tried, each alone: "vote" (box voting), image sizes in px, or a list of these. None is a vote
+            and, of a checkpoint, a size an eighth larger, rounded up to a multiple of its stride; False is nothing.
         **arguments: of `MLCYOLO.val`.
 
     Returns:
@@ -45,22 +46,26 @@ def diagnose(model: Any, *, conf: float = 0.25, remedies: Any = None, **argument
         )
     if isinstance(conf, bool) or not isinstance(conf, int | float) or not 0 <= conf <= 1:
         raise ValueError(f"conf={conf!r} must be a score threshold from 0 to 1, such as conf=0.25")
-    wanted = check_remedies(remedies, model)
+    wanted = parse_remedies(remedies, resizable=isinstance(model.model, nn.Module))
+    if wanted and VOTE in wanted and arguments.get("vote"):
+        raise ValueError("vote=True is what is diagnosed, not a remedy beside: leave one of the two out")
     validator, made = listed(DIAGNOSERS[model.task])
     try:
         model.val(validator, **{"name": "diagnose", **arguments, "conf": LOWEST_CONFIDENCE, "plots": False})
-        seen = made[0].observations
-        assert seen is not None
-        diagnosis = Diagnosis(seen, confidence=conf)
-        diagnosis.folder, diagnosis.training = Path(made[0].save_dir), _of_training(model, made[0].data)
-        size = made[0].args.imgsz
-        diagnosis.tried = try_remedies(model, diagnosis, wanted, size=size, arguments=arguments)
     except ValueError:
         for folder in (Path(begun.save_dir) for begun in made):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
         raise
+    seen = made[0].observations
+    assert seen is not None
+    diagnosis = Diagnosis(seen, confidence=conf)
+    diagnosis.folder, diagnosis.training = Path(made[0].save_dir), _of_training(model, made[0].data)
+    diagnosis.votes = bool(arguments.get("vote"))
     diagnosis.folder.mkdir(parents=True, exist_ok=True)
+    diagnosis_files.write(diagnosis, diagnosis.folder)  # whatever becomes of the remedies
+    for remedy in try_remedies(model, diagnosis, wanted, size=made[0].args.imgsz, arguments=arguments):
+        diagnosis.tried.append(remedy)
     files = diagnosis_files.write(diagnosis, diagnosis.folder)
     LOGGER.info(f"\n{diagnosis_files.as_text(diagnosis)}\n\nWritten: {', '.join(map(str, files))}")
     return diagnosis

@@ -147,6 +147,11 @@ class Tried:
     change: Difference
     own: Difference | None
 
+    @property
+    def decisive(self) -> Difference:
+        """The change of what the task's own AP goes by."""
+        return self.change if self.own is None else self.own
+
 
 class Diagnosis(RepairedAP):
     """The diagnosis of one detector on one set of images.
@@ -156,7 +161,8 @@ class Diagnosis(RepairedAP):
         confidence: the score threshold that the detector is deployed with.
         folder: where its files are; None where none were written.
         training: a sentence on a training that was too short; None where nothing is to be said of it.
-        tried: remedies that take no training, with the same weights.
+        votes: whether it is one of a detector with box voting.
+        tried: remedies that take no training, with the same weights, each alone.
     """
 
     def __init__(self, seen: Observations, *, confidence: float = 0.25, resamples: int = RESAMPLES) -> None:
@@ -178,6 +184,7 @@ class Diagnosis(RepairedAP):
         self.seen, self.confidence = seen, confidence
         self.folder: Path | None = None
         self.training: str | None = None
+        self.votes = False
         self.tried: list[Tried] = []
         reach = None if seen.candidates is None else seen.candidates[:, IOU]
         images = len(seen.records.images)

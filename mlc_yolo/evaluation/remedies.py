@@ -8,7 +8,8 @@ measured, not known beforehand; docs/experiments.md has gains and losses.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from mlc_yolo.evaluation.diagnosis import Diagnosis, Tried
 from mlc_yolo.evaluation.recording import RECORDERS, listed
 from mlc_yolo.evaluation.validator import LOWEST_CONFIDENCE
 from mlc_yolo.faults import UsageError
+from mlc_yolo.options.specification import changed
 
 #: How much larger the images are at which a detector is tried unless sizes are named.
 LARGER = 1.125
@@ -26,82 +28,86 @@ VOTE = "vote"
 _LEFT_OUT = ("project", "name", "exist_ok", "save_json", "save_txt", "coco_eval", "voc_eval", "calibrate")
 
 
-def check_remedies(remedies: Any, model: Any) -> tuple[str | int, ...] | None:
+def parse_remedies(remedies: Any, *, resizable: bool = True) -> tuple[str | int, ...] | None:
     """Return what is asked for; empty for nothing, None for our choice.
 
     Args:
-        remedies: "vote", an image size in px, or several of these as a list or with commas; None is both, with one size
-            an eighth larger; False is nothing.
-        model: an `MLCYOLO`.
+        remedies: "vote", an image size in px, or several of these as a list or with commas; None is our choice, False
+            nothing.
+        resizable: whether the model takes images of several sizes.
 
     Raises:
-        ValueError: what is neither, or a size for an exported file, which has one.
+        ValueError: what is neither, or a size where the model takes one alone.
 
     Example:
-        >>> check_remedies("vote,640", None)
+        >>> parse_remedies("vote,640")
         ('vote', 640)
     """
     if remedies is None or remedies is False:
         return None if remedies is None else ()
     words = remedies.split(",") if isinstance(remedies, str) else remedies
-    words = list(words) if isinstance(words, list | tuple) else [words]
-    asked = [int(word) if isinstance(word, str) and word.strip().isdecimal() else word for word in words]
-    asked = [word.strip() if isinstance(word, str) else word for word in asked]
-    sizes = [word for word in asked if isinstance(word, int) and not isinstance(word, bool) and word > 0]
-    if not asked or len(sizes) + asked.count(VOTE) < len(asked):
+    words = [
+        word.strip() if isinstance(word, str) else word
+        for word in (words if isinstance(words, list | tuple) else [words])
+    ]
+    asked = [int(word) if isinstance(word, str) and word.isdecimal() else word for word in words]
+    sizes = [word for word in asked if isinstance(word, Integral) and not isinstance(word, bool) and word > 0]
+    if not asked or len(sizes) + sum(isinstance(word, str) and word == VOTE for word in asked) < len(asked):
         raise ValueError(
             f"remedies={remedies!r} must be vote, image sizes in px or both, such as remedies=vote,640; False is none"
         )
-    if sizes and not isinstance(getattr(model, "model", nn.Identity()), nn.Module):
-        raise ValueError(f"an exported file has one image size: leave {sizes[0]} out, or diagnose the checkpoint")
-    return tuple(asked)
+    if sizes and not resizable:
+        raise ValueError(f"sizes are tried with checkpoints: leave {sizes[0]} out, or diagnose the export's checkpoint")
+    return tuple(word if isinstance(word, str) else int(word) for word in asked)
 
 
 def try_remedies(
     model: Any, diagnosis: Diagnosis, remedies: Sequence[str | int] | None, *, size: int, arguments: Mapping[str, Any]
-) -> list[Tried]:
+) -> Iterator[Tried]:
     """Validate the same weights again, with each remedy alone.
 
     Args:
         model: an `MLCYOLO`.
         diagnosis: of it, with its folder.
-        remedies: as `check_remedies` returns them. A size is rounded up to a multiple of the model's stride.
+        remedies: as `parse_remedies` returns them. A size is rounded up to a multiple of the model's stride.
         size: of the images of the diagnosis, in px; of a checkpoint.
         arguments: of the validation that was diagnosed.
 
-    Returns:
-        A row for each that differs from the diagnosis itself; without a vote where none is possible and none was asked.
+    Yields:
+        A row for each that differs from the diagnosis itself. One that was not asked for and fails is left out, with a
+        line in the log: a head has no NMS, say, or memory does not hold larger images.
 
     Raises:
         UsageError: a vote was asked for, of a head without NMS.
     """
-    tries: dict[str, tuple[dict[str, Any], float]] = {}
-    ours: tuple[str | float, ...] = (VOTE, LARGER * size) if isinstance(model.model, nn.Module) else (VOTE,)
-    for remedy in ours if remedies is None else remedies:
-        if isinstance(remedy, str):
-            tries["vote=True"] = {"vote": True}, 1.0
-            continue
-        step = max(int(model.model.stride.max()), 32)
-        base, other = (math.ceil(px / step) * step for px in (size, remedy))
-        if other != base:
-            tries[f"imgsz={other}"] = {"imgsz": other}, (other / base) ** 2
-    if arguments.get("vote"):
-        tries.pop("vote=True", None)
     assert diagnosis.folder is not None
     place = {"project": str(diagnosis.folder.parent), "name": diagnosis.folder.name, "exist_ok": True}
     kept = {name: value for name, value in arguments.items() if name not in _LEFT_OUT}
     common = {**kept, **place, "conf": LOWEST_CONFIDENCE, "plots": False, "verbose": False}
-    rows = []
+    ours: tuple[str | float, ...] = (VOTE, LARGER * size) if isinstance(model.model, nn.Module) else (VOTE,)
+    tries: dict[str, tuple[dict[str, Any], float]] = {}
+    for remedy in ours if remedies is None else remedies:
+        if isinstance(remedy, str):
+            if not arguments.get("vote"):
+                also = "".join(f" {name}={kept[name]}" for name in changed(kept, "vote_"))
+                tries[f"vote=True{also}"] = {"vote": True}, 1.0
+            continue
+        step = max(int(model.model.stride.max()), 32)
+        base, other = (math.ceil(px / step) * step for px in (size, remedy))
+        if other == base:
+            LOGGER.info(f"imgsz={remedy} is no other size: images of {size} px are {base} px to the model")
+        else:
+            tries[f"imgsz={other}"] = {"imgsz": other}, (other / base) ** 2
     for name, (changes, pixels) in tries.items():
         LOGGER.info(f"The same weights with {name}:")
         validator, made = listed(RECORDERS[model.task])
         try:
             model.val(validator, **{**common, **changes})
-        except UsageError:
+        except (UsageError, RuntimeError) as error:  # torch's of memory is a RuntimeError
             if remedies is not None:
                 raise
-            continue  # a head without NMS
+            LOGGER.info(f"{name} is left out: {error}")
+            continue
         records = made[0].records
         assert records is not None
-        rows.append(Tried(name, pixels, *diagnosis.changed(records)))
-    return rows
+        yield Tried(name, pixels, *diagnosis.changed(records))

@@ -42,6 +42,8 @@ PART_CURES = {
 }
 #: AP that is worth a user's time; where INSIDE cannot reach it, this package's methods cannot help much.
 WORTHWHILE = 1.0
+#: Change of AP below which a remedy makes no difference, however sure.
+NOTICEABLE = 0.1
 FEW_IMAGES = 50
 #: Departure from 1 of the factor on deviations that is worth a calibration.
 HONEST = 0.1
@@ -75,15 +77,19 @@ def interval(value: Difference, digits: int = 1) -> str:
 
 
 def _tried(diagnosis: Diagnosis, remedy: Tried) -> str:
-    """Say what a remedy brings."""
+    """Say what a remedy brings, and advise the one that brings most."""
     part = "" if remedy.own is None or diagnosis.part is None else f", {diagnosis.part.many} {interval(remedy.own)}"
     cost = "" if remedy.pixels == 1 else f", for {remedy.pixels:.1f} times the pixels and about that cost"
-    said = f"Tried without training, {remedy.name}: {interval(remedy.change)}{part}{cost}. "
-    if not remedy.change.shown:
+    said = f"Tried without training, {remedy.name} alone: {interval(remedy.change)}{part}{cost}. "
+    change = remedy.decisive
+    if not change.shown or abs(change.mean) < NOTICEABLE:
         return said + "No difference is shown."
-    if remedy.change.mean < 0:
+    if len(diagnosis.seen.records.images) < FEW_IMAGES:
+        return said + "With so few images that is a hint at most."
+    if change.mean < 0:
         return said + "Leave it out."
-    return said + f"Give {remedy.name} to val and predict."
+    best = max(diagnosis.tried, key=lambda other: other.decisive.mean if other.decisive.shown else 0.0)
+    return said + (f"Give {remedy.name} to val and predict." if remedy is best else "A gain as well.")
 
 
 def _beside_boxes(diagnosis: Diagnosis) -> list[str]:
@@ -158,7 +164,7 @@ def _ranking(diagnosis: Diagnosis) -> str:
     most = f"Ranking inside objects: at most {interval(gain.gain)} to win, by keeping each object's best-placed box"
     if gain.gain.high < WORTHWHILE:
         return f"{most}. That is little: look at the other mistakes first."
-    if not any(remedy.name == "vote=True" for remedy in diagnosis.tried):
+    if not diagnosis.votes and not any(remedy.name.startswith("vote=True") for remedy in diagnosis.tried):
         most += ": vote=True can win a part of that without training"
     return f"{most}. Whether assigner=mlc or the IoU channel wins some of it is what mlc-yolo compare shows."
 

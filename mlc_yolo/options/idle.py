@@ -40,7 +40,8 @@ def idle_in_mode(mode: str, asked: Mapping[str, Any]) -> str | None:
     """
     if mode not in OF_MODE:
         return None
-    votes = [] if asked.get("vote") else ["vote_iou", "vote_sigma"]
+    tries = mode == "diagnose" and (asked.get("remedies") is None or "vote" in str(asked["remedies"]))
+    votes = [] if asked.get("vote") or tries else ["vote_iou", "vote_sigma"]
     idle = [name for name in changed(asked, "") if name not in OF_MODE[mode] or name in votes]
     if not idle:
         return None

@@ -42,11 +42,11 @@ def test_the_resize_of_a_call_survives_a_predictor_made_anew_and_ends_with_the_c
     assert shapes == [(0, 95)] * 3 + [(24, 71)] * 2
 
 
-@pytest.mark.parametrize(("name", "told"), [("yolov8", False), ("yolo26", True), ("retinanet", True)])
+@pytest.mark.parametrize(("name", "warned"), [("yolov8", False), ("yolo26", True), ("retinanet", True)])
 def test_bands_of_a_model_that_knows_none_are_said_to_be_missing(
-    name: str, told: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    name: str, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     net = MLCYOLO(saved(detector(name), tmp_path / "net.pt"))
     images = [np.zeros((64, 64, 3), np.uint8)] * 2
     net.predict(images, imgsz=64, show_sigma=True, batch=1)
-    assert caplog.text.count("show_sigma: no effect") == told
+    assert caplog.text.count("show_sigma: no effect") == warned

@@ -28,6 +28,9 @@ def test_defaults_are_never_named_in_a_mode(mode: str) -> None:
         ("val", {"assigner": "mlc", "vote": True}, "assigner: no effect in val"),
         ("diagnose", {"show_sigma": True}, "show_sigma: no effect in diagnose"),
         ("predict", {"vote_iou": 0.5}, "vote_iou: no effect in predict without vote=True"),
+        ("diagnose", {"vote_iou": 0.5}, None),  # which tries a vote
+        ("diagnose", {"vote_iou": 0.5, "remedies": ("vote", 640)}, None),
+        ("diagnose", {"vote_iou": 0.5, "remedies": False}, "vote_iou: no effect in diagnose without vote=True"),
         ("track", {"coco_eval": True, "vote_iou": 0.5, "vote": True}, "coco_eval: no effect in track"),
         ("export", {"min_iou": 0.5}, "min_iou: no effect in export"),
         ("val", {"iou_head": False}, "iou_head: no effect in val. rescore=False ranks without the channel"),
