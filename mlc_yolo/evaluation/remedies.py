@@ -51,7 +51,7 @@ def parse_remedies(remedies: Any, *, resizable: bool = True) -> tuple[str | int,
         for word in (words if isinstance(words, list | tuple) else [words])
     ]
     asked = [int(word) if isinstance(word, str) and word.isdecimal() else word for word in words]
-    sizes = [word for word in asked if isinstance(word, Integral) and not isinstance(word, bool) and word > 0]
+    sizes = [word for word in asked if isinstance(word, Integral) and not isinstance(word, bool) and int(word) > 0]
     if not asked or len(sizes) + sum(isinstance(word, str) and word == VOTE for word in asked) < len(asked):
         raise ValueError(
             f"remedies={remedies!r} must be vote, image sizes in px or both, such as remedies=vote,640; False is none"
