@@ -92,7 +92,7 @@ SUMMARY = (
         4,
         "yolo_tuned_nbs16",
         "yolo_tuned_nbs16_teacher_larger",
-        "a teacher at 384 px",
+        "a teacher at 384 px (twice the time)",
     ),
     Pair(
         "FCOS without centerness, blood cells",
