@@ -46,19 +46,26 @@ def parse_remedies(remedies: Any, *, resizable: bool = True) -> tuple[str | int,
     if remedies is None or remedies is False:
         return None if remedies is None else ()
     words = remedies.split(",") if isinstance(remedies, str) else remedies
-    words = [
-        word.strip() if isinstance(word, str) else word
-        for word in (words if isinstance(words, list | tuple) else [words])
-    ]
-    asked = [int(word) if isinstance(word, str) and word.isdecimal() else word for word in words]
-    sizes = [word for word in asked if isinstance(word, Integral) and not isinstance(word, bool) and int(word) > 0]
-    if not asked or len(sizes) + sum(isinstance(word, str) and word == VOTE for word in asked) < len(asked):
+    asked = [_read(word) for word in (words if isinstance(words, list | tuple) else [words])]
+    known = tuple(remedy for remedy in asked if remedy is not None)
+    if not asked or len(known) < len(asked):
         raise ValueError(
             f"remedies={remedies!r} must be vote, image sizes in px or both, such as remedies=vote,640; False is none"
         )
+    sizes = [remedy for remedy in known if remedy != VOTE]
     if sizes and not resizable:
         raise ValueError(f"sizes are tried with checkpoints: leave {sizes[0]} out, or diagnose the export's checkpoint")
-    return tuple(word if isinstance(word, str) else int(word) for word in asked)
+    return known
+
+
+def _read(word: Any) -> str | int | None:
+    """Return "vote" or a size in px; None of what is neither."""
+    if isinstance(word, str):
+        word = word.strip()
+        if word == VOTE:
+            return VOTE
+        word = int(word) if word.isdecimal() else None
+    return int(word) if isinstance(word, Integral) and not isinstance(word, bool) and int(word) > 0 else None
 
 
 def try_remedies(
@@ -88,7 +95,7 @@ def try_remedies(
     tries: dict[str, tuple[dict[str, Any], float]] = {}
     for remedy in ours if remedies is None else remedies:
         if isinstance(remedy, str):
-            if not arguments.get("vote"):
+            if not diagnosis.votes:
                 also = "".join(f" {name}={kept[name]}" for name in changed(kept, "vote_"))
                 tries[f"vote=True{also}"] = {"vote": True}, 1.0
             continue
